@@ -1,0 +1,1 @@
+"""upslope: the frontier-LLM recipe as one program."""
