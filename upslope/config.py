@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
@@ -148,9 +148,10 @@ class Open(Config):
     kind in module `home`, or in its submodule named like the kind; a kind with ":" is an import path.
     """
 
-    home: ClassVar[str]
+    home: ClassVar[str | tuple[str, ...]]  # where members live: module(s), and their submodules named like the kinds
     kind: ClassVar[str]
     found_as: ClassVar[str]  # the import path by which an outside class was named
+    origin: ClassVar[Any]  # the outside function that a family's `adapt` wrapped, if any
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -166,22 +167,31 @@ class Open(Config):
             if not isinstance(value, Mapping) or "kind" not in value:
                 raise ValueError(f"expected a {cls.__name__} with a 'kind'; kinds: {', '.join(sorted(kinds(cls)))}")
             fields = {k: v for k, v in value.items() if k != "kind"}
-            return find_kind(cls, str(value["kind"]))(**fields)
+            try:
+                return find_kind(cls, str(value["kind"]))(**fields)
+            except ValidationError as e:  # one level of paths, not a report inside a report
+                raise ValueError(explain_validation(e)) from None
+            except UsageError as e:
+                raise ValueError(str(e)) from None
 
         return core_schema.no_info_plain_validator_function(build)
 
 
+def homes(family: type[Open]) -> tuple[str, ...]:
+    """The modules that hold a family's members."""
+    return (family.home,) if isinstance(family.home, str) else family.home
+
+
 def kinds(family: type[Open]) -> dict[str, type[Open]]:
     """All members of an open family inside the package, by kind."""
-    home = importlib.import_module(family.home)
-    modules: list[types.ModuleType] = [home]
-    for info in pkgutil.iter_modules(getattr(home, "__path__", [])):
-        modules.append(importlib.import_module(f"{family.home}.{info.name}"))
     found: dict[str, type[Open]] = {}
-    for module in modules:
-        for value in vars(module).values():
-            if inspect.isclass(value) and issubclass(value, family) and "kind" in vars(value):
-                found[value.kind] = value
+    for home in homes(family):
+        module = importlib.import_module(home)
+        submodules = [f"{home}.{info.name}" for info in pkgutil.iter_modules(getattr(module, "__path__", []))]
+        for part in (module, *map(importlib.import_module, submodules)):
+            for value in vars(part).values():
+                if inspect.isclass(value) and issubclass(value, family) and "kind" in vars(value) and not outside(value):
+                    found[value.kind] = value
     return found
 
 
@@ -192,19 +202,22 @@ def find_kind(family: type[Open], kind: str) -> type[Open]:
     """
     if ":" in kind:
         value = import_path(kind)
+        adapt = getattr(family, "adapt", None)  # a family may accept plain functions: `reward.py:score`
+        if not (inspect.isclass(value) and issubclass(value, family)) and callable(value) and adapt is not None:
+            made = adapt(kind, value)
+            made.origin, made.found_as = value, kind
+            return cast(type[Open], made)
         if inspect.isclass(value) and issubclass(value, family):
             value.found_as = kind
             return cast(type[Open], value)
-        adapt = getattr(family, "adapt", None)  # a family may accept plain functions: `reward.py:score`
-        if callable(value) and adapt is not None:
-            return cast(type[Open], adapt(kind, value))
         raise UsageError(f"kind = {kind!r}: {value!r} is not a {family.__name__}\nway out: subclass {family.__module__}:{family.__name__}")
-    module = f"{family.home}.{kind}" + ("_" if keyword.iskeyword(kind) else "")
-    try:  # the submodule named like the kind first: the rest of the family need not be imported
-        importlib.import_module(module)
-    except ModuleNotFoundError as e:
-        if not (e.name or "").startswith(family.home):
-            raise
+    for home in homes(family):  # the submodule named like the kind first: the rest of the family need not be imported
+        module = f"{home}.{kind}" + ("_" if keyword.iskeyword(kind) else "")
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as e:
+            if not home.startswith(e.name or "?") and e.name != module:
+                raise
     for cls in _members(family):
         if vars(cls).get("kind") == kind:
             return cls
@@ -264,8 +277,8 @@ def load_file(file: Path) -> types.ModuleType:
 
 
 def outside(cls: type) -> bool:
-    """Whether a class lives outside this package, so that its source is part of the identity."""
-    return not (cls.__module__ or "").split(".")[0] == "upslope"
+    """Whether a class (or the function it wraps) lives outside this package, so that its source is identity."""
+    return "origin" in vars(cls) or (cls.__module__ or "").split(".")[0] != "upslope"
 
 
 # ── canonical form ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -468,13 +481,9 @@ def validated(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 
 @lru_cache(maxsize=512)
-def union_members(annotation: Any) -> tuple[type[Config], ...]:
-    """The Config classes that an annotation admits (through Annotated, Union and Optional)."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return union_members(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return tuple(m for a in get_args(annotation) for m in union_members(a))
+def config_classes(annotation: Any) -> tuple[type[Config], ...]:
+    """The Config classes that an annotation admits, through Annotated, unions, tuples and mappings."""
     if inspect.isclass(annotation) and issubclass(annotation, Config):
         return (annotation,)
-    return ()
+    args = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return tuple(dict.fromkeys(c for a in args for c in config_classes(a)))

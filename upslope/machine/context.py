@@ -17,6 +17,7 @@ from upslope.config import Config, Input, UsageError, canonical_json, dump
 from upslope.machine import rng as _rng
 from upslope.machine.events import Events
 from upslope.machine.files import digest_path, walk
+from upslope.machine.process import pool_worker
 from upslope.machine.stage import Artifact, Need, Paused
 
 A = TypeVar("A", bound=Artifact)
@@ -133,7 +134,7 @@ class Context:
                     self.events.progress(done, total, "shards")
                 yield folder
             return
-        with ProcessPoolExecutor(min(self.workers, len(todo)), mp_context=multiprocessing.get_context("fork")) as pool:
+        with ProcessPoolExecutor(min(self.workers, len(todo)), multiprocessing.get_context("fork"), pool_worker) as pool:
             futures: dict[Future[None], int] = {pool.submit(run_shard, step, shards[i].path, folders[i]): i for i in todo}
             waiting, ready, at = set(futures), set(range(total)) - set(todo), 0
             while at < total:

@@ -60,18 +60,22 @@ class Events:
             self.emit("state", state=before)
 
 
+def parse(text: str) -> list[dict[str, Any]]:
+    """The events in a block of lines; torn lines are skipped."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "t" in row and "kind" in row:
+            rows.append(row)
+    return rows
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All events below a folder, merged in time order; torn last lines are skipped."""
-    rows: list[dict[str, Any]] = []
-    for file in sorted(folder.glob("*.jsonl")):
-        with open(file, encoding="utf-8", errors="replace") as f:
-            for line in f:
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if isinstance(row, dict) and "t" in row and "kind" in row:
-                    rows.append(row)
+    """All events below a folder, merged in time order."""
+    rows = [row for file in sorted(folder.glob("*.jsonl")) for row in parse(file.read_text(encoding="utf-8", errors="replace"))]
     return sorted(rows, key=lambda r: r["t"])
 
 

@@ -1,0 +1,133 @@
+"""Launchers decide only where `worker STORE FP` runs."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from upslope.machine.worker import FAILED, Executing, work
+
+
+class Job(Protocol):
+    """A started job."""
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs; negative = killed by that signal."""
+
+    def stop(self) -> None:
+        """Asks it to save and pause."""
+
+    def kill(self) -> None:
+        """Ends it at once; the next run resumes from what is on disk."""
+
+
+class Launcher(Protocol):
+    """Starts jobs; `close` ends whatever serves them."""
+
+    def start(self, fp: str) -> Job: ...
+
+    def close(self) -> None: ...
+
+
+class Inline:
+    """Runs each job in this very process, to its end: for debuggers and notebooks."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+
+    def start(self, fp: str) -> Job:
+        """Blocks until the job has ended."""
+        before = signal.signal(signal.SIGINT, Executing.stop)
+        try:
+            return _Done(work(self.store, fp))
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Done:
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def stop(self) -> None:
+        pass
+
+    kill = stop
+
+
+class Local:
+    """Jobs as children of a warm process that has imported torch once (a cold start costs 2 s a stage)."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self._codes: dict[str, int] = {}
+        self._buffer = b""
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+        self._zygote = subprocess.Popen(
+            [sys.executable, "-m", "upslope.machine.worker", "--zygote", str(store)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment,
+        )
+
+    def start(self, fp: str) -> Job:
+        """Forks a child for the job."""
+        self._codes.pop(fp, None)
+        self.send("run", fp)
+        return _Child(self, fp)
+
+    def send(self, verb: str, fp: str) -> None:
+        """Tells the warm process to run, stop or kill a job."""
+        assert self._zygote.stdin is not None
+        try:
+            self._zygote.stdin.write(f"{verb} {fp}\n".encode())
+            self._zygote.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def code(self, fp: str) -> int | None:
+        """The exit code of a job, if it has ended."""
+        assert self._zygote.stdout is not None
+        out = self._zygote.stdout.fileno()
+        while select.select([out], [], [], 0)[0]:
+            block = os.read(out, 65536)
+            if not block:
+                return self._codes.get(fp, FAILED)  # the warm process is gone, and its children with it
+            self._buffer += block
+        while b"\n" in self._buffer:
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            _, ended, code = line.decode().split()
+            self._codes[ended] = int(code)
+        return self._codes.get(fp)
+
+    def close(self) -> None:
+        """Lets the warm process end; running children are asked to stop first."""
+        assert self._zygote.stdin is not None
+        try:
+            self._zygote.stdin.close()
+            self._zygote.wait(timeout=30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._zygote.kill()
+            self._zygote.wait()
+
+
+class _Child:
+    def __init__(self, local: Local, fp: str) -> None:
+        self.local, self.fp = local, fp
+
+    def poll(self) -> int | None:
+        return self.local.code(self.fp)
+
+    def stop(self) -> None:
+        self.local.send("stop", self.fp)
+
+    def kill(self) -> None:
+        self.local.send("kill", self.fp)
