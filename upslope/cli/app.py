@@ -1,0 +1,454 @@
+"""The verbs of the command line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upslope.cli.tables import size, table
+from upslope.config import UsageError, dump
+
+if TYPE_CHECKING:
+    from upslope.machine.graph import Graph
+    from upslope.machine.store import Store
+    from upslope.recipes.overrides import Draft
+
+app = typer.Typer(
+    name="upslope", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Train a language model the way the published frontier recipes do, and find out which changes are worth keeping.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look into data: check, funnel, sample, why.", rich_markup_mode=None)
+app.add_typer(data_app, name="data", rich_help_panel="keep house")
+
+StoreOption = Annotated[Path, typer.Option("--store", envvar="UPSLOPE_STORE", help="Folder that holds all artifacts and runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. pretrain.optim.lr=0.01 or '*.seed=1'.")]
+RecipeArgument = Annotated[str, typer.Argument(help="A preset (see `presets`) or a .toml file.")]
+ModelParam = Annotated[str | None, typer.Option("--model", help="finetune: HF folder or run name to start from.")]
+DataParam = Annotated[str | None, typer.Option("--data", help="finetune: your chats or text (JSONL).")]
+RewardParam = Annotated[str | None, typer.Option("--reward", help="finetune: your scoring function, file.py:name.")]
+SeedParam = Annotated[int | None, typer.Option("--seed", help="Seed of the whole recipe.")]
+DEFAULT_STORE = Path("store")
+
+
+def _store(path: Path) -> Store:
+    from upslope.machine.store import Store
+
+    return Store(path)
+
+
+def _draft(recipe: str, sets: list[str] | None, seed: int | None = None, **params: str | None) -> Draft:
+    from upslope.recipes.load import load
+
+    assigned = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
+    return load(recipe, assigned, **{k: v for k, v in params.items() if v is not None})
+
+
+def _emit(value: Any) -> None:
+    from upslope.machine.privacy import redact
+
+    print(json.dumps(redact(value), indent=1, ensure_ascii=False, default=str))
+
+
+def _graph(draft: Draft, store: Store) -> Graph:
+    from upslope.machine.graph import resolve
+    from upslope.machine.run import source_digests
+
+    return resolve(draft.recipe, source_digests(store))
+
+
+@app.callback(invoke_without_command=True)
+def _home(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is not None:
+        return
+    print(
+        "upslope: train a language model the way the published frontier recipes do\n\n"
+        "  upslope run              run or resume a recipe (tiny: raw pages to a released model, minutes on 2 cores)\n"
+        "  upslope plan             what would be built and reused, and the price\n"
+        "  upslope chat             talk to the model\n"
+        "  upslope show             the newest run; --open writes its report\n"
+        "  upslope why X            why a stage is built, or a page was dropped\n"
+        "  upslope compare A B      two recipes or two runs\n"
+        "  upslope export RUN DIR   weights that open in transformers\n"
+        "  upslope presets          recipes that come with it\n\n"
+        "  upslope --help           all verbs\n"
+    )
+    store = _store(DEFAULT_STORE)
+    names = store.runs() if store.root.is_dir() else []
+    if names:
+        record = store.record(names[-1])
+        done = sum(s.state == "sealed" for s in record.stages)
+        print(f"newest run: {record.name}, {done} of {len(record.stages)} stages done")
+
+
+@contextmanager
+def _stopper() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM ask the run to save and pause; a second one ends it at once."""
+    level = [0]
+
+    def handler(*_: Any) -> None:
+        level[0] += 1
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield level
+    finally:
+        for signum, old in before.items():
+            signal.signal(signum, old)
+
+
+def parse_budget(text: str | None) -> float | None:
+    """Seconds of "90s", "5m", "2h" or a bare number of seconds."""
+    if text is None:
+        return None
+    scale = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
+    try:
+        value = float(text[:-1]) * scale if scale else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"--budget {text!r}: write a time such as 90s, 5m or 2h")
+    return value
+
+
+@app.command(rich_help_panel="make")
+def run(
+    recipe: RecipeArgument = "tiny", store: StoreOption = DEFAULT_STORE, set_: SetOption = None, seed: SeedParam = None,
+    to: Annotated[list[str] | None, typer.Option("--to", help="Stop after these stages (names or globs).")] = None,
+    rebuild: Annotated[list[str] | None, typer.Option("--rebuild", help="Set these stages' artifacts aside and make them anew.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="All stages in this process, for debuggers.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Stages at a time.")] = 1,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes for data stages; default: the cores.")] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="Hard cap on time (90s, 5m, 2h): then save and pause.")] = None,
+    model: ModelParam = None, data: DataParam = None, reward: RewardParam = None, json_: JsonOption = False,
+) -> None:
+    """Run or resume a recipe."""
+    from upslope.cli.watch import Lines, seconds
+    from upslope.machine import run as machine
+    from upslope.machine.privacy import redact
+
+    cap = parse_budget(budget)
+    draft = _draft(recipe, set_, seed, model=model, data=data, reward=reward)
+    place = _store(store)
+    graph = _graph(draft, place)
+    for note in draft.notes:
+        print(note, file=sys.stderr)
+    if rebuild:
+        machine.rebuild(place, graph, tuple(rebuild))
+    watch = Lines(sys.stderr if json_ else sys.stdout)
+    command = redact(shlex.join(["upslope", *(a for a in sys.argv[1:] if a != "--debug")]))
+    with _stopper() as level:
+        outcome = machine.run(
+            draft.recipe, place, until=tuple(to or ()), inline=inline, jobs=jobs, workers=workers, watch=watch, stop=lambda: level[0],
+            command=command, overrides={k: str(v) for k, v in draft.origins.items()}, budget=cap,
+        )
+    import time
+
+    took = time.monotonic() - watch.began
+    report = None
+    if outcome.built:
+        report = _report(place, outcome.name)
+    if json_:
+        _emit({"run": outcome.name, "code": outcome.code, "built": outcome.built, "reused": outcome.reused, "errors": outcome.errors, "seconds": took, "report": report})
+    elif outcome.code == machine.OK:
+        if not outcome.built:
+            print(f"{len(outcome.reused)} of {len(outcome.reused)} reused, {took:.1f} s")
+        else:
+            print(f"\n{outcome.name}: done in {seconds(took)}" + (f", report in {report}" if report else ""))
+            _next_steps(outcome.name, draft.recipe.stages)
+    elif outcome.code == machine.PAUSED:
+        print(f"\n{outcome.name}: stopped after {seconds(took)}; the same command continues")
+    raise typer.Exit(outcome.code)
+
+
+def _report(place: Store, name: str) -> str | None:
+    """Writes report.html beside the run; a report that cannot be written never fails the run."""
+    try:
+        from upslope.report.html import write
+
+        path = place.root / "runs" / name / "report.html"
+        write(place.record(name), path)
+        return str(path)
+    except Exception as e:
+        print(f"the report could not be written: {type(e).__name__}: {e}", file=sys.stderr)
+        return None
+
+
+def _next_steps(name: str, stages: Any) -> None:
+    print("\nnext:")
+    print("  upslope run finetune --model ./your-hf-folder --data chats.jsonl --reward score.py:score     your model")
+    if any(getattr(type(s), "makes", "") in ("Checkpoint", "Release") for s in stages.values()):
+        print(f"  upslope chat {name}" + " " * max(1, 78 - len(name)) + "talk to this one")
+    print(f"  upslope show {name} --open" + " " * max(1, 71 - len(name)) + "its report")
+
+
+@app.command(rich_help_panel="make")
+def plan(
+    recipe: RecipeArgument = "tiny", store: StoreOption = DEFAULT_STORE, set_: SetOption = None, seed: SeedParam = None,
+    origins: Annotated[bool, typer.Option("--origins", help="Every value with where it comes from.")] = False,
+    model: ModelParam = None, data: DataParam = None, reward: RewardParam = None, json_: JsonOption = False,
+) -> None:
+    """What would be built, continued and reused, and the price."""
+    from upslope.cli.watch import seconds
+    from upslope.machine import run as machine
+
+    draft = _draft(recipe, set_, seed, model=model, data=data, reward=reward)
+    place = _store(store)
+    graph = _graph(draft, place)
+    steps = machine.plan(graph, place)
+    if json_:
+        _emit({
+            "recipe": draft.recipe.name, "seed": draft.recipe.seed, "origins": dict(draft.origins), "notes": list(draft.notes),
+            "stages": [{"name": s.node.name, "kind": s.node.kind, "fp": s.node.fp, "state": s.state, "reads": list(s.node.reads), "cost": s.cost._asdict()} for s in steps],
+        })
+        return
+    if origins:
+        rows = []
+        for path, value in _flatten(dump(draft.recipe)["stages"]):
+            matching = [o for o in draft.origins if o == path or path.startswith(o + ".")]
+            rows.append((path, json.dumps(value, ensure_ascii=False), draft.origins[max(matching, key=len)] if matching else draft.origins.get("", "")))
+        print(table(rows, ("value", "", "from")))
+        return
+    rows = [(s.node.name, s.node.kind, s.state, seconds(s.cost.seconds) if s.cost.seconds else "", f"{s.cost.flops:.1e}" if s.cost.flops else "", ", ".join(s.node.reads)) for s in steps]
+    print(table(rows, ("stage", "kind", "", "about", "flops", "reads"), right=(3, 4)))
+    counts = {state: sum(s.state == state for s in steps) for state in ("reuse", "resume", "build")}
+    total = sum(s.cost.seconds for s in steps if s.state != "reuse")
+    print(f"\n{counts['build']} to build, {counts['resume']} to continue, {counts['reuse']} reused" + (f"; about {seconds(total)} here" if total else ""))
+
+
+def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [p for k, v in value.items() for p in _flatten(v, f"{prefix}.{k}" if prefix else k)]
+    return [(prefix, value)]
+
+
+@app.command(rich_help_panel="look")
+def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
+    """Runs, newest first."""
+    place = _store(store)
+    rows = []
+    for name in reversed(place.runs()):
+        record = place.record(name)
+        states = [s.state for s in record.stages]
+        took = sum(s.manifest["seconds"] for s in record.stages if s.manifest)
+        held = sum(s.manifest["bytes"] for s in record.stages if s.manifest)
+        state = "done" if all(s == "sealed" for s in states) else "running" if "running" in states else "failed" if "failed" in states else "partial"
+        rows.append((name, state, f"{states.count('sealed')}/{len(states)}", f"{took:.0f} s", size(held), record.started))
+    if json_:
+        _emit([dict(zip(("run", "state", "stages", "seconds", "bytes", "created"), r)) for r in rows])
+    else:
+        print(table(rows, ("run", "state", "stages", "time", "disk", "created"), right=(2, 3, 4)) if rows else "no runs yet: `upslope run`")
+
+
+@app.command(rich_help_panel="look")
+def show(
+    run_: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run name; the newest by default.")] = None, store: StoreOption = DEFAULT_STORE,
+    open_: Annotated[bool, typer.Option("--open", help="Write report.html and say where it is.")] = False,
+    samples: Annotated[str | None, typer.Option("--samples", help="best, worst or changed answers of an rl stage.")] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Failures with their traces.")] = False, json_: JsonOption = False,
+) -> None:
+    """State and results of a run."""
+    from dataclasses import asdict
+
+    from upslope.machine.run import record
+    from upslope.report.text import summary
+
+    place = _store(store)
+    seen = record(place, run_)
+    if samples:
+        from upslope.cli.look import rollouts
+
+        print(rollouts(seen, samples))
+    elif errors:
+        for stage in seen.stages:
+            for row in stage.events:
+                if row["kind"] == "end" and row.get("error"):
+                    print(f"{stage.name}: {row['error']}\n{row.get('details', '')}")
+    elif json_:
+        body = asdict(seen)
+        for stage_body in body["stages"]:
+            del stage_body["events"], stage_body["data"]
+        _emit({k: v for k, v in body.items() if k != "events"})
+    else:
+        print(summary(seen))
+    if open_:
+        import webbrowser
+
+        path = _report(place, seen.name)
+        if path:
+            print(f"report: {path}")
+            if sys.stdout.isatty():
+                webbrowser.open(Path(path).resolve().as_uri())
+
+
+@app.command(rich_help_panel="look")
+def why(
+    what: Annotated[str, typer.Argument(help="A stage, RUN/STAGE, fingerprint, page URL or document id.")],
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe that a stage name belongs to.")] = "tiny",
+    store: StoreOption = DEFAULT_STORE, set_: SetOption = None, json_: JsonOption = False,
+) -> None:
+    """Why a stage is built or reused, or a page was kept or dropped."""
+    from upslope.cli.look import why_anything
+
+    text, body = why_anything(what, recipe, set_ or [], _store(store))
+    _emit(body) if json_ else print(text)
+
+
+@app.command(rich_help_panel="look")
+def compare(
+    left: Annotated[str, typer.Argument(help="A run or a recipe.")], right: Annotated[str, typer.Argument(help="Another of the same sort.")],
+    store: StoreOption = DEFAULT_STORE, csv: Annotated[bool, typer.Option("--csv", help="Comma-separated.")] = False, json_: JsonOption = False,
+) -> None:
+    """Two recipes: the knobs. Two runs: knobs, first difference, paired results, cost."""
+    from upslope.cli.look import compare_anything
+
+    text, body = compare_anything(left, right, _store(store), csv)
+    _emit(body) if json_ else print(text)
+
+
+@app.command("import", rich_help_panel="make")
+def import_(
+    source: Annotated[str, typer.Argument(help="HF folder, JSONL or parquet.")],
+    as_: Annotated[str, typer.Option("--as", help="Name of the run that will hold it.")],
+    what: Annotated[str, typer.Option("--what", help="checkpoint, corpus, tasks, chats or evidence; guessed from the shape if not given.")] = "",
+    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+) -> None:
+    """Bring in a checkpoint, corpus, tasks or evidence, with provenance."""
+    from upslope.cli.watch import Lines
+    from upslope.machine.run import run as run_recipe
+    from upslope.machine.stage import Recipe
+    from upslope.recipes.overrides import build_stage
+
+    form = what or ("checkpoint" if (Path(source) / "config.json").is_file() else "corpus")
+    recipe = Recipe(name=as_, stages={"import": build_stage({"kind": "import", "form": {"kind": form, "source": source}}, "import")})
+    outcome = run_recipe(recipe, _store(store), watch=Lines(sys.stderr if json_ else sys.stdout), command=f"upslope import {Path(source).name} --as {as_}")
+    if json_:
+        _emit({"run": outcome.name, "code": outcome.code, "errors": outcome.errors})
+    elif outcome.code == 0:
+        print(f"imported as {outcome.name}")
+    raise typer.Exit(outcome.code)
+
+
+@app.command(rich_help_panel="make")
+def export(
+    what: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")], folder: Annotated[Path, typer.Argument(help="New folder for the weights.")],
+    to: Annotated[str, typer.Option("--to", help="hf (opens in transformers and vLLM).")] = "hf",
+    verify: Annotated[bool, typer.Option("--verify", help="Reload in transformers and compare greedy tokens.")] = False,
+    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+) -> None:
+    """Weights for other tools; a model that no gate decided on is stamped ungated."""
+    from upslope.cli.models import export_model
+
+    body = export_model(what, folder, to, verify, _store(store))
+    _emit(body) if json_ else print(body["line"])
+
+
+@app.command(rich_help_panel="talk")
+def chat(
+    model: Annotated[str | None, typer.Argument(help="RUN, RUN/STAGE or an HF folder; the newest run by default.")] = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Answer this and exit.")] = None,
+    system: Annotated[str, typer.Option("--system", help="System message.")] = "",
+    think: Annotated[bool, typer.Option("--think/--free", help="Make it think before it answers.")] = False,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 0.0,
+    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+) -> None:
+    """Talk to a model in the terminal."""
+    from upslope.cli.talk import answer_once, talk
+
+    if prompt is not None:
+        reply = answer_once(model, prompt, system, think, temperature, _store(store))
+        _emit(reply) if json_ else print(reply["answer"])
+    else:
+        talk(model, system, think, temperature, _store(store))
+
+
+@app.command(rich_help_panel="decide")
+def presets(name: Annotated[str | None, typer.Argument(help="One preset, in full.")] = None, json_: JsonOption = False) -> None:
+    """Recipes that come with upslope."""
+    import inspect
+
+    from upslope.recipes.load import load, presets as all_presets
+
+    found = all_presets()
+    if name is None:
+        rows = [(n, (inspect.getdoc(f) or "").split("\n")[0]) for n, f in sorted(found.items())]
+        _emit([{"name": n, "about": d} for n, d in rows]) if json_ else print(table(rows))
+        return
+    needs = [p for p, q in inspect.signature(found[name]).parameters.items() if q.default is inspect.Parameter.empty] if name in found else []
+    if needs:
+        print(f"{name} takes {', '.join('--' + n for n in needs)}\n\n{inspect.getdoc(found[name])}")
+        return
+    body = dump(load(name).recipe)
+    _emit(body) if json_ else print(table([(p, json.dumps(v, ensure_ascii=False)) for p, v in _flatten(body)]))
+
+
+@app.command(rich_help_panel="keep house")
+def gc(
+    apply: Annotated[bool, typer.Option("--apply", help="Really remove; without it nothing is touched.")] = False,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Verify everything and move damaged artifacts aside.")] = False,
+    forget: Annotated[list[str] | None, typer.Option("--forget", help="Also drop these runs.")] = None,
+    young: Annotated[float, typer.Option("--young", help="Spare unclaimed folders younger than this many seconds.")] = 3600.0,
+    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+) -> None:
+    """Free space; shows what could go, and removes it only with --apply."""
+    from upslope.machine import gc as collector
+
+    place = _store(store)
+    if damaged:
+        moved = collector.set_damaged_aside(place)
+        _emit({"damaged": moved}) if json_ else print("\n".join(f"moved aside: {m}" for m in moved) or "no damaged artifacts")
+        return
+    items = collector.garbage(place, forget=tuple(forget or ()), young=young)
+    freed = collector.collect(items) if apply else sum(i.bytes for i in items)
+    if json_:
+        _emit({"applied": apply, "bytes": freed, "items": [{"path": i.path.relative_to(place.root).as_posix(), "why": i.why, "bytes": i.bytes} for i in items]})
+        return
+    print(table([(i.path.relative_to(place.root).as_posix(), i.why, size(i.bytes)) for i in items], right=(2,)) or "nothing to remove")
+    if items:
+        print(f"\n{size(freed)} " + ("freed" if apply else "could be freed: `upslope gc --apply`"))
+
+
+@app.command(rich_help_panel="keep house")
+def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
+    """What this machine has, what works, and how to mend what does not."""
+    from upslope.cli.look import diagnose
+
+    rows = diagnose(_store(store))
+    _emit([{"what": w, "found": f, "remedy": r} for w, f, r in rows]) if json_ else print(table(rows))
+
+
+@app.command(hidden=True)
+def worker(store: Path, fp: str) -> None:
+    """Run one job; what every launcher starts."""
+    from upslope.machine.worker import main as work
+
+    raise typer.Exit(work([str(store), fp]))
+
+
+@data_app.command("check")
+def data_check(file: Path, json_: JsonOption = False) -> None:
+    """What shape a file has, how its fields map, three rows, bad rows by line."""
+    from dataclasses import asdict
+
+    from upslope.data.check import check
+
+    shape = check(file)
+    _emit(asdict(shape)) if json_ else print(shape.render())
+
+
+@data_app.command("funnel")
+def data_funnel(run_: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None, store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
+    """How many pages were left after each step, and what each rule dropped."""
+    from upslope.cli.look import funnel
+
+    text, body = funnel(run_, _store(store))
+    _emit(body) if json_ else print(text)
