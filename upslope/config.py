@@ -86,9 +86,7 @@ class FrozenDict(Mapping[K, V]):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         key, value = get_args(source) or (Any, Any)
         inner = handler.generate_schema(dict[key, value])  # type: ignore[valid-type]
-        unwrap = core_schema.no_info_before_validator_function(
-            lambda v: dict(v) if isinstance(v, FrozenDict) else v, inner
-        )
+        unwrap = core_schema.no_info_before_validator_function(lambda v: dict(v) if isinstance(v, FrozenDict) else v, inner)
         return core_schema.no_info_after_validator_function(cls, unwrap)
 
 
@@ -209,7 +207,7 @@ def find_kind(family: type[Open], kind: str) -> type[Open]:
             return cast(type[Open], made)
         if inspect.isclass(value) and issubclass(value, family):
             value.found_as = kind
-            return cast(type[Open], value)
+            return value
         raise UsageError(f"kind = {kind!r}: {value!r} is not a {family.__name__}\nway out: subclass {family.__module__}:{family.__name__}")
     for home in homes(family):  # the submodule named like the kind first: the rest of the family need not be imported
         module = f"{home}.{kind}" + ("_" if keyword.iskeyword(kind) else "")
@@ -246,11 +244,17 @@ def import_path(path: str) -> Any:
         try:
             module = importlib.import_module(where)
         except ModuleNotFoundError as e:
-            raise UsageError(f"{path!r}: no module named {e.name!r}\nway out: run from the folder that holds it, or give a file: 'path/to/file.py:{attr}'") from None
+            raise UsageError(
+                f"{path!r}: no module named {e.name!r}\n"
+                f"way out: run from the folder that holds it, or give a file: 'path/to/file.py:{attr}'"
+            ) from None
     if not hasattr(module, attr):
         public = [n for n in vars(module) if not n.startswith("_")]
         near = difflib.get_close_matches(attr, public, n=3, cutoff=0.4)
-        raise UsageError(f"{path!r}: module {where!r} has no {attr!r}" + (f"; did you mean {' or '.join(near)}?" if near else f"; it has: {', '.join(public[:8])}"))
+        raise UsageError(
+            f"{path!r}: module {where!r} has no {attr!r}"
+            + (f"; did you mean {' or '.join(near)}?" if near else f"; it has: {', '.join(public[:8])}")
+        )
     return getattr(module, attr)
 
 
@@ -347,6 +351,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 # ── inputs, durations, sources ────────────────────────────────────────────────────────────────────────────────────
+
 
 class Wants(NamedTuple):
     """Marks an input field with the name of the artifact class that it reads: `Annotated[Input, Wants("Corpus")]`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upslope.cli.tables import size, table
-from upslope.config import UsageError, dump
+from upslope.config import FrozenDict, UsageError, dump
 
 if TYPE_CHECKING:
     from upslope.machine.graph import Graph
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from upslope.recipes.overrides import Draft
 
 app = typer.Typer(
-    name="upslope", no_args_is_help=False, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="upslope",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Train a language model the way the published frontier recipes do, and find out which changes are worth keeping.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -31,7 +35,9 @@ app.add_typer(data_app, name="data", rich_help_panel="keep house")
 
 StoreOption = Annotated[Path, typer.Option("--store", envvar="UPSLOPE_STORE", help="Folder that holds all artifacts and runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. pretrain.optim.lr=0.01 or '*.seed=1'.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. pretrain.optim.lr=0.01 or '*.seed=1'.")
+]
 RecipeArgument = Annotated[str, typer.Argument(help="A preset (see `presets`) or a .toml file.")]
 ModelParam = Annotated[str | None, typer.Option("--model", help="finetune: HF folder or run name to start from.")]
 DataParam = Annotated[str | None, typer.Option("--data", help="finetune: your chats or text (JSONL).")]
@@ -122,14 +128,20 @@ def parse_budget(text: str | None) -> float | None:
 
 @app.command(rich_help_panel="make")
 def run(
-    recipe: RecipeArgument = "tiny", store: StoreOption = DEFAULT_STORE, set_: SetOption = None, seed: SeedParam = None,
+    recipe: RecipeArgument = "tiny",
+    store: StoreOption = DEFAULT_STORE,
+    set_: SetOption = None,
+    seed: SeedParam = None,
     to: Annotated[list[str] | None, typer.Option("--to", help="Stop after these stages (names or globs).")] = None,
     rebuild: Annotated[list[str] | None, typer.Option("--rebuild", help="Set these stages' artifacts aside and make them anew.")] = None,
     inline: Annotated[bool, typer.Option("--inline", help="All stages in this process, for debuggers.")] = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Stages at a time.")] = 1,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes for data stages; default: the cores.")] = None,
     budget: Annotated[str | None, typer.Option("--budget", help="Hard cap on time (90s, 5m, 2h): then save and pause.")] = None,
-    model: ModelParam = None, data: DataParam = None, reward: RewardParam = None, json_: JsonOption = False,
+    model: ModelParam = None,
+    data: DataParam = None,
+    reward: RewardParam = None,
+    json_: JsonOption = False,
 ) -> None:
     """Run or resume a recipe."""
     from upslope.cli.watch import Lines, seconds
@@ -148,8 +160,17 @@ def run(
     command = redact(shlex.join(["upslope", *(a for a in sys.argv[1:] if a != "--debug")]))
     with _stopper() as level:
         outcome = machine.run(
-            draft.recipe, place, until=tuple(to or ()), inline=inline, jobs=jobs, workers=workers, watch=watch, stop=lambda: level[0],
-            command=command, overrides={k: str(v) for k, v in draft.origins.items()}, budget=cap,
+            draft.recipe,
+            place,
+            until=tuple(to or ()),
+            inline=inline,
+            jobs=jobs,
+            workers=workers,
+            watch=watch,
+            stop=lambda: level[0],
+            command=command,
+            overrides={k: str(v) for k, v in draft.origins.items()},
+            budget=cap,
         )
     import time
 
@@ -158,7 +179,17 @@ def run(
     if outcome.built:
         report = _report(place, outcome.name)
     if json_:
-        _emit({"run": outcome.name, "code": outcome.code, "built": outcome.built, "reused": outcome.reused, "errors": outcome.errors, "seconds": took, "report": report})
+        _emit(
+            {
+                "run": outcome.name,
+                "code": outcome.code,
+                "built": outcome.built,
+                "reused": outcome.reused,
+                "errors": outcome.errors,
+                "seconds": took,
+                "report": report,
+            }
+        )
     elif outcome.code == machine.OK:
         if not outcome.built:
             print(f"{len(outcome.reused)} of {len(outcome.reused)} reused, {took:.1f} s")
@@ -193,9 +224,15 @@ def _next_steps(name: str, stages: Any) -> None:
 
 @app.command(rich_help_panel="make")
 def plan(
-    recipe: RecipeArgument = "tiny", store: StoreOption = DEFAULT_STORE, set_: SetOption = None, seed: SeedParam = None,
+    recipe: RecipeArgument = "tiny",
+    store: StoreOption = DEFAULT_STORE,
+    set_: SetOption = None,
+    seed: SeedParam = None,
     origins: Annotated[bool, typer.Option("--origins", help="Every value with where it comes from.")] = False,
-    model: ModelParam = None, data: DataParam = None, reward: RewardParam = None, json_: JsonOption = False,
+    model: ModelParam = None,
+    data: DataParam = None,
+    reward: RewardParam = None,
+    json_: JsonOption = False,
 ) -> None:
     """What would be built, continued and reused, and the price."""
     from upslope.cli.watch import seconds
@@ -206,23 +243,57 @@ def plan(
     graph = _graph(draft, place)
     steps = machine.plan(graph, place)
     if json_:
-        _emit({
-            "recipe": draft.recipe.name, "seed": draft.recipe.seed, "origins": dict(draft.origins), "notes": list(draft.notes),
-            "stages": [{"name": s.node.name, "kind": s.node.kind, "fp": s.node.fp, "state": s.state, "reads": list(s.node.reads), "cost": s.cost._asdict()} for s in steps],
-        })
+        _emit(
+            {
+                "recipe": draft.recipe.name,
+                "seed": draft.recipe.seed,
+                "origins": dict(draft.origins),
+                "notes": list(draft.notes),
+                "stages": [
+                    {
+                        "name": s.node.name,
+                        "kind": s.node.kind,
+                        "fp": s.node.fp,
+                        "state": s.state,
+                        "reads": list(s.node.reads),
+                        "cost": s.cost._asdict(),
+                    }
+                    for s in steps
+                ],
+            }
+        )
         return
     if origins:
         rows = []
         for path, value in _flatten(dump(draft.recipe)["stages"]):
             matching = [o for o in draft.origins if o == path or path.startswith(o + ".")]
-            rows.append((path, json.dumps(value, ensure_ascii=False), draft.origins[max(matching, key=len)] if matching else draft.origins.get("", "")))
+            rows.append(
+                (
+                    path,
+                    json.dumps(value, ensure_ascii=False),
+                    draft.origins[max(matching, key=len)] if matching else draft.origins.get("", ""),
+                )
+            )
         print(table(rows, ("value", "", "from")))
         return
-    rows = [(s.node.name, s.node.kind, s.state, seconds(s.cost.seconds) if s.cost.seconds else "", f"{s.cost.flops:.1e}" if s.cost.flops else "", ", ".join(s.node.reads)) for s in steps]
+    rows = [
+        (
+            s.node.name,
+            s.node.kind,
+            s.state,
+            seconds(s.cost.seconds) if s.cost.seconds else "",
+            f"{s.cost.flops:.1e}" if s.cost.flops else "",
+            ", ".join(s.node.reads),
+        )
+        for s in steps
+    ]
     print(table(rows, ("stage", "kind", "", "about", "flops", "reads"), right=(3, 4)))
     counts = {state: sum(s.state == state for s in steps) for state in ("reuse", "resume", "build")}
     total = sum(s.cost.seconds for s in steps if s.state != "reuse")
-    print(f"\n{counts['build']} to build, {counts['resume']} to continue, {counts['reuse']} reused" + (f"; about {seconds(total)} here" if total else ""))
+    print(
+        f"\n{counts['build']} to build, {counts['resume']} to continue, {counts['reuse']} reused"
+        + (f"; about {seconds(total)} here" if total else "")
+    )
 
 
 def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -241,7 +312,15 @@ def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
         states = [s.state for s in record.stages]
         took = sum(s.manifest["seconds"] for s in record.stages if s.manifest)
         held = sum(s.manifest["bytes"] for s in record.stages if s.manifest)
-        state = "done" if all(s == "sealed" for s in states) else "running" if "running" in states else "failed" if "failed" in states else "partial"
+        state = (
+            "done"
+            if all(s == "sealed" for s in states)
+            else "running"
+            if "running" in states
+            else "failed"
+            if "failed" in states
+            else "partial"
+        )
         rows.append((name, state, f"{states.count('sealed')}/{len(states)}", f"{took:.0f} s", size(held), record.started))
     if json_:
         _emit([dict(zip(("run", "state", "stages", "seconds", "bytes", "created"), r)) for r in rows])
@@ -251,10 +330,12 @@ def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
 
 @app.command(rich_help_panel="look")
 def show(
-    run_: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run name; the newest by default.")] = None, store: StoreOption = DEFAULT_STORE,
+    run_: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run name; the newest by default.")] = None,
+    store: StoreOption = DEFAULT_STORE,
     open_: Annotated[bool, typer.Option("--open", help="Write report.html and say where it is.")] = False,
     samples: Annotated[str | None, typer.Option("--samples", help="best, worst or changed answers of an rl stage.")] = None,
-    errors: Annotated[bool, typer.Option("--errors", help="Failures with their traces.")] = False, json_: JsonOption = False,
+    errors: Annotated[bool, typer.Option("--errors", help="Failures with their traces.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """State and results of a run."""
     from dataclasses import asdict
@@ -294,7 +375,9 @@ def show(
 def why(
     what: Annotated[str, typer.Argument(help="A stage, RUN/STAGE, fingerprint, page URL or document id.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe that a stage name belongs to.")] = "tiny",
-    store: StoreOption = DEFAULT_STORE, set_: SetOption = None, json_: JsonOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    set_: SetOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Why a stage is built or reused, or a page was kept or dropped."""
     from upslope.cli.look import why_anything
@@ -305,8 +388,11 @@ def why(
 
 @app.command(rich_help_panel="look")
 def compare(
-    left: Annotated[str, typer.Argument(help="A run or a recipe.")], right: Annotated[str, typer.Argument(help="Another of the same sort.")],
-    store: StoreOption = DEFAULT_STORE, csv: Annotated[bool, typer.Option("--csv", help="Comma-separated.")] = False, json_: JsonOption = False,
+    left: Annotated[str, typer.Argument(help="A run or a recipe.")],
+    right: Annotated[str, typer.Argument(help="Another of the same sort.")],
+    store: StoreOption = DEFAULT_STORE,
+    csv: Annotated[bool, typer.Option("--csv", help="Comma-separated.")] = False,
+    json_: JsonOption = False,
 ) -> None:
     """Two recipes: the knobs. Two runs: knobs, first difference, paired results, cost."""
     from upslope.cli.look import compare_anything
@@ -319,8 +405,11 @@ def compare(
 def import_(
     source: Annotated[str, typer.Argument(help="HF folder, JSONL or parquet.")],
     as_: Annotated[str, typer.Option("--as", help="Name of the run that will hold it.")],
-    what: Annotated[str, typer.Option("--what", help="checkpoint, corpus, tasks, chats or evidence; guessed from the shape if not given.")] = "",
-    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+    what: Annotated[
+        str, typer.Option("--what", help="checkpoint, corpus, tasks, chats or evidence; guessed from the shape if not given.")
+    ] = "",
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
 ) -> None:
     """Bring in a checkpoint, corpus, tasks or evidence, with provenance."""
     from upslope.cli.watch import Lines
@@ -329,8 +418,11 @@ def import_(
     from upslope.recipes.overrides import build_stage
 
     form = what or ("checkpoint" if (Path(source) / "config.json").is_file() else "corpus")
-    recipe = Recipe(name=as_, stages={"import": build_stage({"kind": "import", "form": {"kind": form, "source": source}}, "import")})
-    outcome = run_recipe(recipe, _store(store), watch=Lines(sys.stderr if json_ else sys.stdout), command=f"upslope import {Path(source).name} --as {as_}")
+    stage = build_stage({"kind": "import", "form": {"kind": form, "source": source}}, "import")
+    recipe = Recipe(name=as_, stages=FrozenDict({"import": stage}))
+    outcome = run_recipe(
+        recipe, _store(store), watch=Lines(sys.stderr if json_ else sys.stdout), command=f"upslope import {Path(source).name} --as {as_}"
+    )
     if json_:
         _emit({"run": outcome.name, "code": outcome.code, "errors": outcome.errors})
     elif outcome.code == 0:
@@ -340,10 +432,12 @@ def import_(
 
 @app.command(rich_help_panel="make")
 def export(
-    what: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")], folder: Annotated[Path, typer.Argument(help="New folder for the weights.")],
+    what: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")],
+    folder: Annotated[Path, typer.Argument(help="New folder for the weights.")],
     to: Annotated[str, typer.Option("--to", help="hf (opens in transformers and vLLM).")] = "hf",
     verify: Annotated[bool, typer.Option("--verify", help="Reload in transformers and compare greedy tokens.")] = False,
-    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
 ) -> None:
     """Weights for other tools; a model that no gate decided on is stamped ungated."""
     from upslope.cli.models import export_model
@@ -359,7 +453,8 @@ def chat(
     system: Annotated[str, typer.Option("--system", help="System message.")] = "",
     think: Annotated[bool, typer.Option("--think/--free", help="Make it think before it answers.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 0.0,
-    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
 ) -> None:
     """Talk to a model in the terminal."""
     from upslope.cli.talk import answer_once, talk
@@ -376,14 +471,17 @@ def presets(name: Annotated[str | None, typer.Argument(help="One preset, in full
     """Recipes that come with upslope."""
     import inspect
 
-    from upslope.recipes.load import load, presets as all_presets
+    from upslope.recipes.load import load
+    from upslope.recipes.load import presets as all_presets
 
     found = all_presets()
     if name is None:
         rows = [(n, (inspect.getdoc(f) or "").split("\n")[0]) for n, f in sorted(found.items())]
         _emit([{"name": n, "about": d} for n, d in rows]) if json_ else print(table(rows))
         return
-    needs = [p for p, q in inspect.signature(found[name]).parameters.items() if q.default is inspect.Parameter.empty] if name in found else []
+    needs = (
+        [p for p, q in inspect.signature(found[name]).parameters.items() if q.default is inspect.Parameter.empty] if name in found else []
+    )
     if needs:
         print(f"{name} takes {', '.join('--' + n for n in needs)}\n\n{inspect.getdoc(found[name])}")
         return
@@ -397,7 +495,8 @@ def gc(
     damaged: Annotated[bool, typer.Option("--damaged", help="Verify everything and move damaged artifacts aside.")] = False,
     forget: Annotated[list[str] | None, typer.Option("--forget", help="Also drop these runs.")] = None,
     young: Annotated[float, typer.Option("--young", help="Spare unclaimed folders younger than this many seconds.")] = 3600.0,
-    store: StoreOption = DEFAULT_STORE, json_: JsonOption = False,
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
 ) -> None:
     """Free space; shows what could go, and removes it only with --apply."""
     from upslope.machine import gc as collector
@@ -410,7 +509,13 @@ def gc(
     items = collector.garbage(place, forget=tuple(forget or ()), young=young)
     freed = collector.collect(items) if apply else sum(i.bytes for i in items)
     if json_:
-        _emit({"applied": apply, "bytes": freed, "items": [{"path": i.path.relative_to(place.root).as_posix(), "why": i.why, "bytes": i.bytes} for i in items]})
+        _emit(
+            {
+                "applied": apply,
+                "bytes": freed,
+                "items": [{"path": i.path.relative_to(place.root).as_posix(), "why": i.why, "bytes": i.bytes} for i in items],
+            }
+        )
         return
     print(table([(i.path.relative_to(place.root).as_posix(), i.why, size(i.bytes)) for i in items], right=(2,)) or "nothing to remove")
     if items:
@@ -446,7 +551,9 @@ def data_check(file: Path, json_: JsonOption = False) -> None:
 
 
 @data_app.command("funnel")
-def data_funnel(run_: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None, store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
+def data_funnel(
+    run_: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None, store: StoreOption = DEFAULT_STORE, json_: JsonOption = False
+) -> None:
     """How many pages were left after each step, and what each rule dropped."""
     from upslope.cli.look import funnel
 

@@ -63,7 +63,11 @@ class Lines(Watch):
             rate = (row["done"] - self._from[1]) / max(now - self._from[0], 1e-9)
             left = f", {seconds((row['total'] - row['done']) / rate)} left" if rate > 0 and now - self._from[0] > 0.5 else ""
             speed = f", {rate:,.0f} {row['unit']}/s" if rate >= 10 and row.get("unit") else ""
-            extra = "".join(f"  {k} {v:.4g}" if isinstance(v, float) else f"  {k} {v}" for k, v in row.items() if k not in ("t", "kind", "done", "total", "unit"))
+            extra = "".join(
+                f"  {k} {v:.4g}" if isinstance(v, float) else f"  {k} {v}"
+                for k, v in row.items()
+                if k not in ("t", "kind", "done", "total", "unit")
+            )
             text = f"  {node.name:<{self._width}}  {row['done'] / row['total']:4.0%}{speed}{left}{extra}"
             if self.live:
                 self._moving(text)

@@ -50,10 +50,17 @@ def compare_runs(left: RunRecord, right: RunRecord) -> Comparison:
         elif stage.fp != other.fp:
             mine = [c for c in knobs if c.path.startswith(f"stages.{stage.name}.")] or [c for c in knobs if c.path == "seed"]
             first = stage.name
-            cause = "; ".join(f"{c.path.removeprefix('stages.')}: {c.left!r} → {c.right!r}" for c in mine[:4]) or "its code version or outside data differ"
+            cause = (
+                "; ".join(f"{c.path.removeprefix('stages.')}: {c.left!r} → {c.right!r}" for c in mine[:4])
+                or "its code version or outside data differ"
+            )
         elif stage.manifest and other.manifest and stage.manifest["files"] != other.manifest["files"]:
             bits = diff(stage.manifest["bits"], other.manifest["bits"])
-            first, cause = stage.name, "same identity, other bytes: " + ("; ".join(f"{b.path} {b.left} → {b.right}" for b in bits) or "bits-key equal: a determinism bug")
+            first, cause = (
+                stage.name,
+                "same identity, other bytes: "
+                + ("; ".join(f"{b.path} {b.left} → {b.right}" for b in bits) or "bits-key equal: a determinism bug"),
+            )
         else:
             continue
         break

@@ -64,9 +64,17 @@ class Context:
     """
 
     def __init__(
-        self, out: Path, work: Path, seed: int, inputs: Mapping[str, Artifact | Callable[[], Artifact]],
-        events: Events | None = None, memo: Path | None = None, code: Callable[[type], str] | None = None,
-        rank: int = 0, world: int = 1, workers: int = 1,
+        self,
+        out: Path,
+        work: Path,
+        seed: int,
+        inputs: Mapping[str, Artifact | Callable[[], Artifact]],
+        events: Events | None = None,
+        memo: Path | None = None,
+        code: Callable[[type], str] | None = None,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 1,
     ) -> None:
         self.out, self.work, self.seed, self.rank, self.world, self.workers = out, work, seed, rank, world, workers
         self.events = events or Events()
@@ -119,7 +127,11 @@ class Context:
         bytes. A killed run loses at most the shards in flight.
         """
         assert self._memo is not None and callable(step)
-        identity = {"step": type(step).__qualname__, "version": getattr(type(step), "version", 1), "config": dump(step, identity=True, code=self._code)}
+        identity = {
+            "step": type(step).__qualname__,
+            "version": getattr(type(step), "version", 1),
+            "config": dump(step, identity=True, code=self._code),
+        }
         key = hashlib.blake2b(canonical_json(identity), digest_size=8).hexdigest()
         folders = [self._memo / key / shard.digest[:24] for shard in shards]
         todo = [i for i, folder in enumerate(folders) if not folder.exists()]

@@ -56,8 +56,7 @@ def digest_file(path: Path) -> str:
 def walk(folder: Path) -> list[Path]:
     """All regular files below a folder, sorted by relative path, without leftovers of interrupted writes."""
     return sorted(
-        (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".tmp-")),
-        key=lambda p: p.relative_to(folder).as_posix(),
+        (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".tmp-")), key=lambda p: p.relative_to(folder).as_posix()
     )
 
 

@@ -92,7 +92,7 @@ def order(stages: Mapping[str, Stage]) -> list[str]:
         if state.get(name) == 2:
             return
         if state.get(name) == 1:
-            loop = [*trail[trail.index(name):], name]
+            loop = [*trail[trail.index(name) :], name]
             raise UsageError(f"the stages form a cycle: {' → '.join(reversed(loop))}\nway out: let one of them read something earlier")
         state[name] = 1
         for source in reads.get(name, []):
@@ -116,11 +116,16 @@ def resolve(recipe: Recipe, digest: Callable[[Path], str] = digest_path) -> Grap
         if type(stage).seeded and stage.seed is None:
             stage = stage.replace(seed=recipe.seed)
         elif not type(stage).seeded and stage.seed is not None:
-            raise UsageError(f"stages.{name}.seed = {stage.seed}: a {tag(stage)} stage draws nothing at random, so a seed would be ignored\nway out: remove it")
+            raise UsageError(
+                f"stages.{name}.seed = {stage.seed}: a {tag(stage)} stage draws nothing at random, so a seed would be ignored\n"
+                "way out: remove it"
+            )
         refuse_secrets(dump(stage), f"stages.{name}")
         inputs = inputs_of(stage)
         problems += [f"stages.{name}.{p.path}: {p.message}" for p in _mismatched(stage, nodes)]
-        upstream = {field: nodes[names[0]].stage if len(names) == 1 else tuple(nodes[n].stage for n in names) for field, names in inputs.items()}
+        upstream = {
+            field: nodes[names[0]].stage if len(names) == 1 else tuple(nodes[n].stage for n in names) for field, names in inputs.items()
+        }
         problems += [f"stages.{name}.{p.path}: {p.message}" for p in stage.check(upstream)]
         stage = pin_sources(stage, digest)
         fps = {field: tuple(nodes[n].fp for n in names) for field, names in inputs.items()}

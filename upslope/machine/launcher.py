@@ -72,10 +72,14 @@ class Local:
         self.store = store
         self._codes: dict[str, int] = {}
         self._buffer = b""
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true"}
+        # user modules that this process can import must be importable there too
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TOKENIZERS_PARALLELISM": "true"}
         self._zygote = subprocess.Popen(
             [sys.executable, "-m", "upslope.machine.worker", "--zygote", str(store)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=environment,
         )
 
     def start(self, fp: str) -> Job:

@@ -29,7 +29,12 @@ def _secret_values() -> dict[str, str]:
 @cache
 def _names() -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[str, str]] = []
-    for path, shown in ((os.path.realpath(os.getcwd()), "."), (os.getcwd(), "."), (str(Path.home()), "~"), (os.path.realpath(Path.home()), "~")):
+    for path, shown in (
+        (os.path.realpath(os.getcwd()), "."),
+        (os.getcwd(), "."),
+        (str(Path.home()), "~"),
+        (os.path.realpath(Path.home()), "~"),
+    ):
         if len(path) > 3:
             pairs.append((path, shown))
     return tuple(dict.fromkeys(pairs))
@@ -77,5 +82,5 @@ def refuse_secrets(value: Any, where: str) -> None:
     if found:
         raise UsageError(
             f"{where}.{found[0]} holds what looks like a secret; it would be written to disk\n"
-            "way out: name the environment variable that holds it (for example key_env = \"MY_KEY\") instead"
+            'way out: name the environment variable that holds it (for example key_env = "MY_KEY") instead'
         )

@@ -97,8 +97,17 @@ def plan(graph: Graph, store: Store) -> list[Step]:
 
 
 def run(
-    recipe: Recipe, store: Store, *, until: tuple[str, ...] = (), inline: bool = False, jobs: int = 1, workers: int | None = None,
-    watch: Watch | None = None, stop: Stopper = lambda: 0, command: str = "", overrides: Mapping[str, str] | None = None,
+    recipe: Recipe,
+    store: Store,
+    *,
+    until: tuple[str, ...] = (),
+    inline: bool = False,
+    jobs: int = 1,
+    workers: int | None = None,
+    watch: Watch | None = None,
+    stop: Stopper = lambda: 0,
+    command: str = "",
+    overrides: Mapping[str, str] | None = None,
     budget: float | None = None,
 ) -> Outcome:
     """Runs or resumes a recipe.
@@ -138,15 +147,17 @@ def run(
                 for item in running.values():
                     item.job.stop() if asked == 1 else item.job.kill()
             while not asked and len(running) < jobs:
-                node = next((n for n in waiting.values() if not any(r in waiting or r in running or r in broken for r in n.reads)), None)
-                if node is None:
+                ready = next((n for n in waiting.values() if not any(r in waiting or r in running or r in broken for r in n.reads)), None)
+                if ready is None:
                     break
+                node = ready
                 del waiting[node.name]
                 resumed = store.state(node.kind, node.fp) != "absent"
                 write_job(store, node, whole.nodes, workers)
                 watch.started(node, resumed)
                 log.emit("stage", name=node.name, fp=node.fp, what="resume" if resumed else "build")
-                running[node.name] = _Running(node, launcher.start(node.fp), store.folder(node.kind, node.fp) / "events")
+                item = running[node.name] = _Running(node, store.folder(node.kind, node.fp) / "events")
+                item.job = launcher.start(node.fp)
             for item in list(running.values()):
                 code = item.job.poll()
                 for row in item.rows():
@@ -157,7 +168,11 @@ def run(
                 manifest = store.find(item.node.kind, item.node.fp) if code == OK else None
                 error = item.error if code != OK else ""
                 if code < 0:
-                    code, error = (PAUSED, "stopped at once; the same command continues") if asked else (FAILED, f"its process was killed by signal {-code}; run again to continue")
+                    code, error = (
+                        (PAUSED, "stopped at once; the same command continues")
+                        if asked
+                        else (FAILED, f"its process was killed by signal {-code}; run again to continue")
+                    )
                 log.emit("stage", name=item.node.name, fp=item.node.fp, what="end", code=code, error=error)
                 watch.ended(item.node, manifest, code, error, item.seconds())
                 if code == OK:
@@ -185,8 +200,10 @@ def run(
 class _Running:
     """A stage under way: its job, and a cursor into the event files that its process writes."""
 
-    def __init__(self, node: Node, job: Job, folder: Path) -> None:
-        self.node, self.job, self.folder = node, job, folder
+    job: Job
+
+    def __init__(self, node: Node, folder: Path) -> None:
+        self.node, self.folder = node, folder
         self.began, self.error = time.monotonic(), ""
         self._at = {p.name: p.stat().st_size for p in folder.glob("*.jsonl")}
 

@@ -13,6 +13,7 @@ from upslope.config import Config, FrozenDict, Open
 if TYPE_CHECKING:
     from upslope.machine.context import Context
 
+
 @dataclass(frozen=True)
 class Artifact:
     """An immutable folder of files. Subclasses add readers; `load` must work on the folder alone, from a notebook.

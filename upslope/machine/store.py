@@ -1,12 +1,12 @@
 """The store: artifacts by fingerprint in a plain folder, safe for many processes, never losing a partial one.
 
-    store/<kind>/<fp12>/  data/            the artifact's files
-                          work/            resumable state of an unfinished stage (gone once sealed)
-                          events/*.jsonl   one file per process that worked on it
-                          lease            who works on it now
-                          manifest.json    written last, by rename: its presence means whole
-    store/memo/<step>/<shard>/             finished units of map work
-    store/runs/<name>/run.json, events/    what was asked for, and which artifacts answered it
+store/<kind>/<fp12>/  data/            the artifact's files
+                      work/            resumable state of an unfinished stage (gone once sealed)
+                      events/*.jsonl   one file per process that worked on it
+                      lease            who works on it now
+                      manifest.json    written last, by rename: its presence means whole
+store/memo/<step>/<shard>/             finished units of map work
+store/runs/<name>/run.json, events/    what was asked for, and which artifacts answered it
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Store:
             return None
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError):
             name = f"{folder.parent.name}/{folder.name}"
-            raise UsageError(f"the manifest of {name} is damaged\nway out: `upslope gc --damaged` moves it aside; the next run rebuilds it") from None
+            raise UsageError(
+                f"the manifest of {name} is damaged\nway out: `upslope gc --damaged` moves it aside; the next run rebuilds it"
+            ) from None
 
     def state(self, kind: str, fp: Fp) -> str:
         """sealed, running (somebody alive holds the lease), partial or absent."""
@@ -135,7 +137,9 @@ class Store:
                 problem = "has other bytes than were sealed"
             else:
                 continue
-            raise UsageError(f"damaged artifact: {where} {problem}\nway out: `upslope gc --damaged` moves it aside; the next run rebuilds it")
+            raise UsageError(
+                f"damaged artifact: {where} {problem}\nway out: `upslope gc --damaged` moves it aside; the next run rebuilds it"
+            )
 
     def seal(self, lease: Lease, folder: Path, artifact: Artifact, facts: Mapping[str, Any]) -> Manifest:
         """Digests every file, then writes the manifest by rename; the work folder goes. Raises Lost if the lease is not ours."""
@@ -149,8 +153,12 @@ class Store:
             files[path.relative_to(data).as_posix()] = {"digest": digest_file(path), "bytes": path.stat().st_size}
         refs = [m.fp for ref in artifact.refs() if (m := self.manifest(ref.parent)) is not None]
         manifest = Manifest(
-            artifact=type(artifact).named(), files=files, refs=sorted(set(refs)), bytes=sum(f["bytes"] for f in files.values()),
-            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts,
+            artifact=type(artifact).named(),
+            files=files,
+            refs=sorted(set(refs)),
+            bytes=sum(f["bytes"] for f in files.values()),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **facts,
         )
         lease.check()
         write_json(folder / "manifest.json", redact(asdict(manifest)))
@@ -184,7 +192,8 @@ class Store:
         """The name of the run with exactly these artifacts, or the next free one: tiny-1, tiny-2 …"""
         mine = [n for n in self.runs() if n.rpartition("-")[0] == recipe]
         for name in mine:
-            if {s["name"]: s["fp"] for s in self.run_json(name)["stages"]} == dict(fps):
+            recorded: dict[str, Fp] = {s["name"]: s["fp"] for s in self.run_json(name)["stages"]}
+            if recorded == dict(fps):
                 return name
         numbers = [int(n.rpartition("-")[2]) for n in mine if n.rpartition("-")[2].isdigit()]
         return f"{recipe}-{max(numbers, default=0) + 1}"
@@ -194,7 +203,10 @@ class Store:
         path = self.root / "runs" / name / "run.json"
         if not path.is_file():
             known = self.runs()
-            raise UsageError(f"no run named {name!r} in {self.root.name}/\n" + (f"runs: {', '.join(known[-8:])}" if known else "there are no runs yet: `upslope run`"))
+            raise UsageError(
+                f"no run named {name!r} in {self.root.name}/\n"
+                + (f"runs: {', '.join(known[-8:])}" if known else "there are no runs yet: `upslope run`")
+            )
         body: dict[str, Any] = read_json(path)
         return body
 
@@ -216,9 +228,17 @@ class Store:
             state = self.state(entry["kind"], entry["fp"])
             if state == "partial" and rows and rows[-1]["kind"] == "end" and rows[-1].get("code") not in (0, 75, None):
                 state = "failed"
-            stages.append(StageRecord(entry["name"], entry["kind"], entry["fp"], state, asdict(manifest) if manifest else None, rows, folder / "data"))
+            stages.append(
+                StageRecord(entry["name"], entry["kind"], entry["fp"], state, asdict(manifest) if manifest else None, rows, folder / "data")
+            )
         edges = {e["name"]: tuple(e["reads"]) for e in body["stages"]}
         return RunRecord(
-            name, body["recipe"], tuple(stages), edges, ev.read(self.root / "runs" / name / "events"), body.get("command", ""),
-            body.get("created", ""), body.get("overrides", {}),
+            name,
+            body["recipe"],
+            tuple(stages),
+            edges,
+            ev.read(self.root / "runs" / name / "events"),
+            body.get("command", ""),
+            body.get("created", ""),
+            body.get("overrides", {}),
         )

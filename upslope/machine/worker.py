@@ -36,7 +36,9 @@ OK, FAILED, USAGE, REFUSED, UNDECIDED, PAUSED = 0, 1, 2, 3, 4, 75
 def write_job(store: Store, node: Node, nodes: dict[str, Node], workers: int) -> None:
     """Puts down what `worker STORE FP` needs to know; paths are kept relative to home or the working folder."""
     body = {
-        "kind": node.kind, "stage": dump(node.stage), "workers": workers,
+        "kind": node.kind,
+        "stage": dump(node.stage),
+        "workers": workers,
         "inputs": {field: [{"stage": n, "kind": nodes[n].kind, "fp": nodes[n].fp} for n in names] for field, names in node.inputs.items()},
     }
     write_json(store.root / "jobs" / f"{node.fp}.json", redact(body))
@@ -146,10 +148,20 @@ def _facts(job: dict[str, Any], fp: str, stage: Stage, context: Context, rows: l
     earlier = sum(max((r["t"] for r in rows if s <= r["t"] < n), default=s) - s for s, n in zip(starts[:-1], starts[1:]))
     facts = dict(context.facts)
     return {
-        "fp": fp, "kind": job["kind"], "version": type(stage).version, "config": _public(dump(stage)),
-        "inputs": {field: [i["fp"] for i in items] for field, items in job["inputs"].items()}, "seed": stage.seed,
-        "headline": context.headline, "flops": float(facts.pop("flops", 0.0)), "licences": sorted(facts.pop("licences", [])), "facts": facts,
-        "bits": bits(), "code": advisory(type(stage).code), "seconds": round(time.time() - began + earlier, 2), "attempts": len(starts),
+        "fp": fp,
+        "kind": job["kind"],
+        "version": type(stage).version,
+        "config": _public(dump(stage)),
+        "inputs": {field: [i["fp"] for i in items] for field, items in job["inputs"].items()},
+        "seed": stage.seed,
+        "headline": context.headline,
+        "flops": float(facts.pop("flops", 0.0)),
+        "licences": sorted(facts.pop("licences", [])),
+        "facts": facts,
+        "bits": bits(),
+        "code": advisory(type(stage).code),
+        "seconds": round(time.time() - began + earlier, 2),
+        "attempts": len(starts),
     }
 
 
@@ -178,7 +190,10 @@ def bits() -> dict[str, Any]:
 
 
 def _disk_full(e: OSError) -> str:
-    return f"the disk is full ({e.strerror}); nothing is lost\nway out: free space (`upslope gc` shows what could go), then run the same command again"
+    return (
+        f"the disk is full ({e.strerror}); nothing is lost\n"
+        "way out: free space (`upslope gc` shows what could go), then run the same command again"
+    )
 
 
 # ── entry points ──────────────────────────────────────────────────────────────────────────────────────────────────

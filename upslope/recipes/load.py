@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import upslope.recipes as home
-from upslope.config import UsageError, dump
+from upslope.config import FrozenDict, UsageError, dump
 from upslope.machine.stage import SCHEMA, Recipe
 from upslope.recipes.overrides import Draft, apply, build_stage, parse_assignment
 
@@ -53,7 +53,9 @@ def _base(name: str, params: Mapping[str, Any]) -> Draft:
             raise UsageError(f"recipe {name!r} has no parameter --{param}; it takes: {', '.join('--' + k for k in known) or 'none'}")
     missing = [k for k, p in known.items() if p.default is inspect.Parameter.empty and k not in params]
     if missing:
-        raise UsageError(f"recipe {name!r} needs {', '.join('--' + m for m in missing)}\n" + (inspect.getdoc(found[key]) or "").split("\n")[0])
+        raise UsageError(
+            f"recipe {name!r} needs {', '.join('--' + m for m in missing)}\n" + (inspect.getdoc(found[key]) or "").split("\n")[0]
+        )
     recipe = found[key](**params)
     return Draft(recipe, {"": f"preset {key}"})
 
@@ -81,12 +83,14 @@ def _from_toml(path: Path, trail: tuple[Path, ...]) -> Draft:
         near = difflib.get_close_matches(bad, known, n=1, cutoff=0.4)
         raise UsageError(f"{path.name}: unknown key {bad!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"))
     if parent is None:
-        draft = Draft(Recipe(name=name or path.stem, seed=seed or 0, stages={}))
+        draft = Draft(Recipe(name=name or path.stem, seed=seed or 0, stages=FrozenDict()))
     elif parent.endswith(".toml"):
         draft = _from_toml(path.parent / parent, (*trail, path.resolve()))
     else:
         draft = _base(parent, params)
-    changes: list[tuple[str, Any]] = [(k, v) for k, v in (("name", name or (path.stem if parent else None)), ("seed", seed)) if v is not None]
+    changes: list[tuple[str, Any]] = [
+        (k, v) for k, v in (("name", name or (path.stem if parent else None)), ("seed", seed)) if v is not None
+    ]
     fresh = dict(draft.recipe.stages)
     for stage, table in stages.items():
         if not isinstance(table, dict):
@@ -97,7 +101,9 @@ def _from_toml(path: Path, trail: tuple[Path, ...]) -> Draft:
         else:
             fresh[stage] = build_stage(table, stage)
     changes += list(_flat(sets))
-    grown = Draft(draft.recipe.replace(stages=fresh), {**draft.origins, **{s: path.name for s in stages if s not in draft.recipe.stages}}, draft.notes)
+    grown = Draft(
+        draft.recipe.replace(stages=fresh), {**draft.origins, **{s: path.name for s in stages if s not in draft.recipe.stages}}, draft.notes
+    )
     return apply(grown, changes, origin=path.name)
 
 

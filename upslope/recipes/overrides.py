@@ -19,7 +19,7 @@ from upslope.machine.stage import Recipe, Stage
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe with the origin of each value that is not a default (dotted path → "preset tiny", "--set", a file) and notes for the user."""
+    """A recipe, the origin of each value that is not a default (dotted path → "preset tiny", "--set", a file), notes for the user."""
 
     recipe: Recipe
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +59,9 @@ def apply(draft: Draft, changes: Iterable[tuple[str, Any]], origin: str = "--set
         stages[name], dropped = _set(stages[name], name, rest, value)
         origins[".".join((name, *rest))] = origin
         notes += [f"stages.{name}.{d} dropped: the new kind has no such field" for d in dropped]
-    changed = validated(Recipe, {"name": recipe.name, "seed": recipe.seed, "schema_version": recipe.schema_version, **top, "stages": stages})
+    changed = validated(
+        Recipe, {"name": recipe.name, "seed": recipe.seed, "schema_version": recipe.schema_version, **top, "stages": stages}
+    )
     return Draft(changed, origins, tuple(notes))
 
 
@@ -73,15 +75,22 @@ def _targets(recipe: Recipe, path: str) -> list[tuple[str | None, tuple[str, ...
     if named and len(parts) > 1:
         return [(n, parts[1:]) for n in named]
     if named:
-        raise UsageError(f"--set {path}: that is a whole stage; name a field of it: {', '.join(sorted(type(recipe.stages[named[0]]).model_fields))}")
+        raise UsageError(
+            f"--set {path}: that is a whole stage; name a field of it: {', '.join(sorted(type(recipe.stages[named[0]]).model_fields))}"
+        )
     fits = [n for n, stage in recipe.stages.items() if _has(stage, parts)]
     if len(fits) == 1:
         return [(fits[0], parts)]
     if fits:
-        raise UsageError(f"--set {path}: fits {len(fits)} stages: {', '.join(fits)}\nway out: name one ({fits[0]}.{path}) or use a glob ('*.{path}')")
+        raise UsageError(
+            f"--set {path}: fits {len(fits)} stages: {', '.join(fits)}\nway out: name one ({fits[0]}.{path}) or use a glob ('*.{path}')"
+        )
     everywhere = sorted({f"{n}.{p}" for n, s in recipe.stages.items() for p in _paths(dump(s))})
     near = difflib.get_close_matches(path, everywhere, n=3, cutoff=0.5) or [p for p in everywhere if p.endswith("." + parts[-1])][:3]
-    raise UsageError(f"--set {path}: matches nothing in recipe {recipe.name!r}" + (f"; did you mean {' or '.join(near)}?" if near else f"\nstages: {', '.join(recipe.stages)}"))
+    raise UsageError(
+        f"--set {path}: matches nothing in recipe {recipe.name!r}"
+        + (f"; did you mean {' or '.join(near)}?" if near else f"\nstages: {', '.join(recipe.stages)}")
+    )
 
 
 def _paths(value: Any, prefix: str = "") -> list[str]:
@@ -154,7 +163,11 @@ def _change_kind(stage: Stage, name: str, path: tuple[str, ...], where: dict[str
     # values that only were the old kind's defaults do not carry over: the new kind has its own
     defaults = {k: f.default for k, f in old.model_fields.items()} if old else {}
     kept = {k: v for k, v in where.items() if k in new.model_fields and k != "kind" and getattr(owner, k, None) != defaults.get(k)}
-    dropped = [d for d in dropped if not any(d.startswith(".".join((*path[:-1], k)) + " =") and getattr(owner, k, None) == v for k, v in defaults.items())]
+    dropped = [
+        d
+        for d in dropped
+        if not any(d.startswith(".".join((*path[:-1], k)) + " =") and getattr(owner, k, None) == v for k, v in defaults.items())
+    ]
     where.clear()
     where.update({"kind": kind, **kept})
     return dropped
@@ -170,7 +183,11 @@ def _member(annotation: Any, kind: str, where: str) -> type[Config]:
             return cls
         known.append(str(tag))
     near = difflib.get_close_matches(kind, known, n=2, cutoff=0.4)
-    raise UsageError(f"{where} = {kind!r}: " + (f"did you mean {' or '.join(near)}? " if near else "") + f"kinds: {', '.join(known) or 'none, this value has no kinds'}")
+    raise UsageError(
+        f"{where} = {kind!r}: "
+        + (f"did you mean {' or '.join(near)}? " if near else "")
+        + f"kinds: {', '.join(known) or 'none, this value has no kinds'}"
+    )
 
 
 def build_stage(data: Mapping[str, Any], name: str) -> Stage:
