@@ -29,9 +29,9 @@ __all__ = ["Model", "Run", "__version__", "load", "open", "plan", "recipe", "run
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from upslope import api
+        import importlib
 
-        return getattr(api, name)
+        return getattr(importlib.import_module("upslope.api"), name)
     raise AttributeError(f"module 'upslope' has no attribute {name!r}")
 
 

@@ -1,0 +1,1 @@
+"""Conversations: messages, and renderers that turn them into tokens with provenance."""

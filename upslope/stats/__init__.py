@@ -1,0 +1,1 @@
+"""Small exact statistics: intervals, paired comparisons, bootstraps, prevalence under an imperfect detector."""

@@ -1,0 +1,1 @@
+"""Problems with a truth and a level, the families that make them, and exact verifiers."""
