@@ -253,3 +253,22 @@ class Leaky(Number):
     """Has a text field."""
 
     note: str = ""
+
+
+class Full(Number):
+    """Meets a full disk."""
+
+    def run(self, ctx: Any) -> Any:
+        """Raises what a write to a full disk raises."""
+        import errno
+
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_plainly_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    outcome = run(Recipe(name="toy", stages={"a": Number(value=2), "b": Full(parents=("a",))}), store, inline=True)
+    assert outcome.code == 1
+    assert "disk is full" in outcome.errors["b"]
+    assert "Traceback" not in outcome.errors["b"]
+    assert run(Recipe(name="toy", stages={"a": Number(value=2)}), store, inline=True).reused == ["a"]

@@ -9,7 +9,9 @@ import sys
 def main() -> None:
     """Entry point: runs the command line; an error the user can mend is at most six lines, a traceback only with --debug."""
     from upslope.cli.app import app
-    from upslope.config import UsageError
+    from upslope.config import UsageError, explain_validation
+
+    from pydantic import ValidationError
 
     debug = "--debug" in sys.argv or bool(os.environ.get("UPSLOPE_DEBUG"))
     argv = [a for a in sys.argv[1:] if a != "--debug"]
@@ -19,6 +21,11 @@ def main() -> None:
         if debug:
             raise
         fail(str(e))
+        sys.exit(2)
+    except ValidationError as e:
+        if debug:
+            raise
+        fail(explain_validation(e))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(75)

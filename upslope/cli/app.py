@@ -55,6 +55,10 @@ def _store(path: Path) -> Store:
 def _draft(recipe: str, sets: list[str] | None, seed: int | None = None, **params: str | None) -> Draft:
     from upslope.recipes.load import load
 
+    if params.get("model") and not Path(params["model"]).exists():  # a run's model, by name
+        from upslope.cli.models import find_model
+
+        params["model"] = str(find_model(params["model"], _store(DEFAULT_STORE)).folder)
     assigned = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
     return load(recipe, assigned, **{k: v for k, v in params.items() if v is not None})
 

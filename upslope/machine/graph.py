@@ -144,7 +144,7 @@ def _mismatched(value: Any, nodes: Mapping[str, Node], prefix: str = "") -> list
             item, path = getattr(value, name), f"{prefix}.{name}" if prefix else name
             wants = marks(type(value), name, Wants)
             for source in dict.fromkeys(s for names in inputs_of(item).values() for s in names) if wants is not None else ():
-                makes = type(nodes[source].stage).makes
+                makes = nodes[source].stage.produces()
                 if makes not in (wants.artifact, "Artifact") and makes not in wants.artifact.split("|"):
                     found.append(Problem(path, f"{source!r} makes a {makes}; a {wants.artifact.replace('|', ' or ')} is read here"))
             if wants is None:

@@ -73,7 +73,9 @@ class Local:
         self._codes: dict[str, int] = {}
         self._buffer = b""
         # user modules that this process can import must be importable there too
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TOKENIZERS_PARALLELISM": "true"}
+        # freed tensors stay with the process instead of going back to the kernel page by page: about 5 % of a training step
+        memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+        environment = {**memory, **os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TOKENIZERS_PARALLELISM": "true"}
         self._zygote = subprocess.Popen(
             [sys.executable, "-m", "upslope.machine.worker", "--zygote", str(store)],
             stdin=subprocess.PIPE,

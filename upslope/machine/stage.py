@@ -99,6 +99,10 @@ class Stage(Open):
 
     seed: int | None = None
 
+    def produces(self) -> str:
+        """Name of the artifact class that this very stage makes; kinds whose form decides override it."""
+        return type(self).makes
+
     def check(self, inputs: Mapping[str, Any]) -> list[Problem]:
         """Problems that can be seen before anything runs; inputs: field path → upstream Stage or Manifest."""
         return []

@@ -89,7 +89,10 @@ def data(pretrain_tokens: int, midtrain_tokens: int, texts: int, worked: int, he
             tokenizer=Input(stage="tokenizer"), corpora=(Input(stage="corpus"), Input(stage="worked"), Input(stage="reasoning"))
         ),
         "mix": Mix(
-            shards=(Input(stage="shards"),), weights=FrozenDict({**{d: real for d in DOCS}, "worked": made}), tokens=pretrain_tokens, cap=6.0
+            shards=(Input(stage="shards"),),
+            weights=FrozenDict({**dict.fromkeys(DOCS, real), "worked": made}),
+            tokens=pretrain_tokens,
+            cap=6.0,
         ),
         "midmix": Mix(
             shards=(Input(stage="shards"),),
@@ -131,45 +134,68 @@ def base(pretrain_tokens: int, midtrain_tokens: int) -> dict[str, Stage]:
     }
 
 
+def fine_tune(start: str, chats: str, steps: int) -> Sft:
+    """Supervised fine-tuning of a stage's checkpoint on a stage's chats."""
+    return Sft(
+        init=Load(checkpoint=Input(stage=start)),
+        chats=(Input(stage=chats),),
+        length=Duration(amount=steps, unit="st"),
+        chats_per_step=64,
+        optim=AdamW(lr=2e-3, weight_decay=0.0),
+        schedule=LinearToZero(warmup=5),
+    )
+
+
+def climb(start: str, steps: int) -> Rl:
+    """Reinforcement learning with exact verifiers from a stage's checkpoint."""
+    return Rl(
+        init=Load(checkpoint=Input(stage=start)),
+        tasks=Input(stage="problems"),
+        objective=dapo(),
+        optim=AdamW(lr=3e-4, weight_decay=0.0),
+        steps=steps,
+    )
+
+
+def dpo(start: str, pairs: str) -> Preference:
+    """DPO from a stage's checkpoint; on corrupted answers, or at a higher rate, it hurts the tasks."""
+    return Preference(
+        init=Load(checkpoint=Input(stage=start)),
+        pairs=(Input(stage=pairs),),
+        length=Duration(amount=1, unit="ep"),
+        optim=AdamW(lr=2e-4, weight_decay=0.0),
+    )
+
+
+def accuracy() -> tuple[Accuracy, Accuracy]:
+    """Held-out accuracy when the model is free to think or not, and when it is made to think."""
+    return Accuracy(), Accuracy(think="forced")
+
+
 def tiny(seed: int = 0) -> Recipe:
     """Raw pages to a released reasoning model in minutes: every stage, small enough for two cores."""
     pretrain_tokens, midtrain_tokens = 876 * ROWS * ROW, 293 * ROWS * ROW
     problems, secrets = Input(stage="problems"), Input(stage="secrets")
-    adamw = AdamW(lr=2e-3, weight_decay=0.0)
-    accuracy = (Accuracy(), Accuracy(name="forced_thinking", think="forced"))
     final = Input(stage="consolidate")
     stages: dict[str, Stage] = {
         **data(pretrain_tokens, midtrain_tokens, texts=45_000, worked=16_000),
         **base(pretrain_tokens, midtrain_tokens),
         "eval_base": Evaluate(
-            checkpoint=Input(stage="pretrain"), shards=(Input(stage="shards"),), mixture=Input(stage="mix"), suites=(BitsPerByte(), BigramBaseline(steps=pretrain_tokens // (ROWS * ROW), rows=ROWS, row_length=ROW))
+            checkpoint=Input(stage="pretrain"),
+            shards=(Input(stage="shards"),),
+            mixture=Input(stage="mix"),
+            suites=(BitsPerByte(), BigramBaseline(steps=pretrain_tokens // (ROWS * ROW), rows=ROWS, row_length=ROW)),
         ),
         # ── a starting point, and the climb ──
         "demos": Synthesize(form=Demos(tasks=(problems, secrets), count=7_680, direct=0.6, leak=0.3)),
-        "sft": Sft(
-            init=Load(checkpoint=Input(stage="midtrain")),
-            chats=(Input(stage="demos"),),
-            length=Duration(amount=120, unit="st"),
-            chats_per_step=64,
-            optim=adamw,
-            schedule=LinearToZero(warmup=5),
-        ),
-        "eval_sft": Evaluate(checkpoint=Input(stage="sft"), tasks=problems, suites=accuracy),
-        "climb": Rl(
-            init=Load(checkpoint=Input(stage="sft")), tasks=problems, objective=dapo(), optim=AdamW(lr=3e-4, weight_decay=0.0), steps=44
-        ),
-        "eval_climb": Evaluate(checkpoint=Input(stage="climb"), tasks=problems, suites=accuracy),
+        "sft": fine_tune("midtrain", "demos", steps=120),
+        "eval_sft": Evaluate(checkpoint=Input(stage="sft"), tasks=problems, suites=accuracy()),
+        "climb": climb("sft", steps=44),
+        "eval_climb": Evaluate(checkpoint=Input(stage="climb"), tasks=problems, suites=accuracy()),
         # ── the model as its own data factory ──
         "answers": Sample(checkpoint=Input(stage="climb"), tasks=problems, prompts=1024, samples=4),
         "keepers": Keep(traces=(Input(stage="answers"),), per_prompt=2),
-        "savepoint": Sft(
-            init=Load(checkpoint=Input(stage="midtrain")),
-            chats=(Input(stage="keepers"),),
-            length=Duration(amount=80, unit="st"),
-            chats_per_step=64,
-            optim=adamw,
-            schedule=LinearToZero(warmup=5),
-        ),
+        "savepoint": fine_tune("midtrain", "keepers", steps=80),
         "student": Distill(
             init=Load(checkpoint=Input(stage="savepoint")),
             teacher=Input(stage="climb"),
@@ -186,12 +212,7 @@ def tiny(seed: int = 0) -> Recipe:
             length=Duration(amount=2, unit="ep"),
             optim=AdamW(lr=1e-3, weight_decay=0.0),
         ),
-        "preference": Preference(
-            init=Load(checkpoint=Input(stage="sft")),
-            pairs=(Input(stage="pairs"),),
-            length=Duration(amount=1, unit="ep"),
-            optim=AdamW(lr=2e-4, weight_decay=0.0),
-        ),
+        "preference": dpo("sft", "pairs"),
         "climb_align": Rl(
             init=Load(checkpoint=Input(stage="student")),
             tasks=secrets,
@@ -208,9 +229,7 @@ def tiny(seed: int = 0) -> Recipe:
         ),
         "consolidate": Merge(inputs=(Input(stage="student"), Input(stage="climb_align"))),
         # ── measure, attack, decide, release ──
-        "eval_final": Evaluate(
-            checkpoint=final, tasks=problems, shards=(Input(stage="shards"),), suites=(*accuracy, BitsPerByte())
-        ),
+        "eval_final": Evaluate(checkpoint=final, tasks=problems, shards=(Input(stage="shards"),), suites=(*accuracy(), BitsPerByte())),
         "redteam": RedTeam(checkpoint=final, tasks=problems),
         "gate": Gate(checkpoint=final, evidence=(Input(stage="eval_final"), Input(stage="redteam"))),
         "release": ReleaseStage(

@@ -1,0 +1,1 @@
+"""Optimizers by role of parameter, and learning-rate schedules."""

@@ -1,0 +1,86 @@
+"""Where a training stage's weights come from: drawn, read from a checkpoint, or continued with the optimizer's state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from upslope.config import Config, Input, UsageError, Wants
+from upslope.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from upslope.machine.context import Context
+    from upslope.model.checkpoint import Checkpoint
+    from upslope.model.transformer import Transformer
+    from upslope.tokens.tokenizer import Tokenizer
+    from upslope.train.trainer import Trainer
+
+
+class Scratch(Config):
+    """New weights, drawn per parameter name from the stage's seed. The vocabulary is the tokenizer's."""
+
+    kind: Literal["scratch"] = "scratch"
+    model: ModelConfig
+
+
+class Load(Config):
+    """Weights of a checkpoint; a new optimizer."""
+
+    kind: Literal["load"] = "load"
+    checkpoint: Annotated[Input, Wants("Checkpoint")]
+
+
+class Continue(Config):
+    """Weights and optimizer state of a checkpoint: the branch point of schedules with segments (WSD-S, extensions)."""
+
+    kind: Literal["continue"] = "continue"
+    checkpoint: Annotated[Input, Wants("Checkpoint")]
+
+
+Init = Annotated[Scratch | Load | Continue, Field(discriminator="kind")]
+From = Annotated[Load | Continue, Field(discriminator="kind")]
+
+
+def materialise(init: Scratch | Load | Continue, ctx: Context, tokenizer: Tokenizer | None = None) -> tuple[Transformer, Tokenizer]:
+    """The model that a stage starts from, in float32, and its tokenizer.
+
+    tokenizer: needed with Scratch; with a checkpoint its own is used. UsageError where a model's own vocabulary does not
+    fit the tokenizer.
+    """
+    from upslope.model.init import initialise
+    from upslope.model.transformer import Transformer
+
+    if not isinstance(init, Scratch):
+        checkpoint = _open(init, ctx)
+        return checkpoint.model(), checkpoint.tokenizer()
+    if tokenizer is None:
+        raise UsageError("init kind 'scratch' needs a tokenizer\nway out: give the stage a tokenizer input")
+    config = init.model if init.model.vocab else init.model.replace(vocab=tokenizer.vocab_size)
+    if config.vocab < tokenizer.vocab_size:
+        raise UsageError(f"init.model.vocab = {config.vocab}: the tokenizer has {tokenizer.vocab_size} tokens\nway out: leave it at 0")
+    return initialise(Transformer(config), ctx.seed_of("init")), tokenizer
+
+
+def restore(init: Scratch | Load | Continue, ctx: Context, trainer: Trainer) -> None:
+    """Gives a trainer the optimizer state of the checkpoint that it continues; nothing for the other kinds."""
+    if isinstance(init, Continue):
+        from upslope.train.resume import load_optimizer
+
+        trainer.optimizer.load(load_optimizer(_open(init, ctx).state))
+
+
+def write_checkpoint(out: Path, trainer: Trainer, tokenizer: Tokenizer) -> Checkpoint:
+    """Writes the trained model, its scalar head if it has one, and the optimizer state, so that `Continue` works."""
+    from upslope.model.checkpoint import Checkpoint
+    from upslope.train.resume import save_optimizer
+
+    save_optimizer(out / "state", trainer.optimizer.state())
+    return Checkpoint.write(out, trainer.model, tokenizer, trainer.scalar)
+
+
+def _open(init: Load | Continue, ctx: Context) -> Checkpoint:
+    from upslope.model.checkpoint import Checkpoint
+
+    return ctx.open(init.checkpoint, Checkpoint)

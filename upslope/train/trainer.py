@@ -1,0 +1,147 @@
+"""One optimizer step: split, survey, backward, clip, refuse what is not finite, update. No loop, no data, no schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from upslope.config import UsageError
+from upslope.machine.events import Events
+from upslope.model.heads import ScalarHead
+from upslope.model.weights import Live, live
+from upslope.optim.build import build
+from upslope.optim.config import AdamW, Muon
+from upslope.precision.autocast import autocast
+from upslope.precision.config import Numerics
+from upslope.train.batch import Batch
+from upslope.train.head import read
+from upslope.train.protocol import Loss, Out, StepReport, Sums, Surveying, Wants
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row were not finite; the weights are those of the last good step."""
+
+
+class Trainer:
+    """A model and its optimizer.
+
+    model: `model(ids (T,), seg (T,), pos (T,))` → hidden states (T, d), and `model.logits((n, d))` → (n, V).
+    optim: optimizer config. numerics: of forward and backward. clip: largest global gradient norm, or None.
+    micro_tokens: most tokens of one forward and backward (0 = the whole step); chunk: most rows of logits at a time.
+    Neither changes a result beyond rounding. scalar: a head (n, d) → (n,) trained along: reward models, critics.
+    patience: steps in a row that may be refused as not finite before `Diverged`. events: where alarms go.
+    """
+
+    def __init__(
+        self, model: Any, optim: AdamW | Muon, *, numerics: Numerics = "fp32", clip: float | None = 1.0, micro_tokens: int = 0,
+        chunk: int = 4096, scalar: ScalarHead | None = None, patience: int = 10, events: Events | None = None,
+    ) -> None:
+        self.model, self.scalar, self.numerics, self.clip = model, scalar, numerics, clip
+        self.micro_tokens, self.chunk, self.patience, self.events = micro_tokens, chunk, patience, events or Events()
+        self.optimizer = build(self.named_parameters().items(), optim)
+        self.steps = 0
+        self.refused = 0
+        self.in_a_row = 0
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        """Trained and untrained parameters by name; those of the scalar head start with `scalar_head.`."""
+        found = dict(self.model.named_parameters())
+        if self.scalar is not None:
+            found |= {f"scalar_head.{n}": p for n, p in self.scalar.named_parameters()}
+        return found
+
+    def step(self, batch: Batch, loss: Loss, lr: float) -> StepReport:
+        """One update at learning rate `lr`; a step that is not finite changes nothing and says so.
+
+        Raises Diverged after `patience` refusals in a row, UsageError for a batch that the loss cannot read.
+        """
+        total = batch.totals()
+        parts = batch.split(self.micro_tokens)
+        sums: Sums | None = None
+        if isinstance(loss, Surveying):
+            sums = Sums()
+            with torch.no_grad():
+                for part in parts:
+                    sums = sums.plus(loss.survey(self._out(part, loss.wants), part))
+        self.optimizer.clear()
+        value, stats = 0.0, Sums()
+        for part in parts:
+            piece, said = loss(self._out(part, loss.wants), part, total, sums)
+            piece.backward()
+            value += float(piece.detach())
+            stats = stats.plus(said)
+        norm = self._clipped_norm()
+        self.steps += 1
+        why = "" if math.isfinite(value) and math.isfinite(norm) else f"loss {value:g}, gradient norm {norm:g}"
+        if why:
+            self._refuse(why)
+        else:
+            self.in_a_row = 0
+            self.optimizer.step(lr)
+        self.optimizer.clear()
+        return StepReport(value, norm, lr, why, total, {k: float(v) for k, v in stats.items()})
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, wants: Wants) -> Out:
+        """`Out` of a batch in the numerics of `step`, without gradient: pi_old, reference log-probs, critic, scores."""
+        outs = [self._out(part, wants) for part in replace(batch, pairs=None).split(self.micro_tokens)]
+        return Out(**{n: torch.cat([getattr(o, n) for o in outs]) for n in Out._fields if getattr(outs[0], n) is not None})
+
+    def weights(self) -> Live:
+        """A handle on the current weights, for engines."""
+        return live(self.model)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, as tensors by name (not copies)."""
+        counts = {"steps": self.steps, "refused": self.refused, "in_a_row": self.in_a_row}
+        return (
+            {f"model.{n}": t for n, t in self.model.state_dict().items()}
+            | ({} if self.scalar is None else {f"scalar.{n}": t for n, t in self.scalar.state_dict().items()})
+            | {f"optim.{n}": t for n, t in self.optimizer.state().items()}
+            | {f"trainer.{n}": torch.tensor(v, dtype=torch.int64) for n, v in counts.items()}
+        )
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Restores `state()` to the bit."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+        self.model.load_state_dict(under("model."))
+        if self.scalar is not None:
+            self.scalar.load_state_dict(under("scalar."))
+        self.optimizer.load(under("optim."))
+        counts = under("trainer.")
+        self.steps, self.refused, self.in_a_row = (int(counts[n]) for n in ("steps", "refused", "in_a_row"))
+
+    def _out(self, part: Batch, wants: Wants) -> Out:
+        """One forward pass."""
+        if part.replay is not None and part.replay.routes is not None:
+            raise UsageError("the batch replays expert routes, and this model has none\nway out: Replay(routes=None)")
+        with autocast(self.numerics, part.ids.device.type):
+            hidden = self.model(part.ids, part.seg, part.pos)
+            return read(hidden, part, wants, self.model.logits, self.scalar, self.chunk)
+
+    def _clipped_norm(self) -> float:
+        """The global gradient norm before clipping; scales the gradients where it is above `clip`."""
+        grads = [p.grad for p in self.optimizer.parameters if p.grad is not None]
+        if not grads:
+            raise UsageError("the loss reached no parameter: nothing to train")
+        norm = float(torch.stack([n.to(torch.float64) for n in torch._foreach_norm(grads)]).square().sum().sqrt())
+        if self.clip is not None and math.isfinite(norm) and norm > self.clip:
+            torch._foreach_mul_(grads, self.clip / norm)
+        return norm
+
+    def _refuse(self, why: str) -> None:
+        """Counts a refused step and raises the alarm."""
+        self.refused += 1
+        self.in_a_row += 1
+        self.events.alarm("step refused: not finite", step=self.steps - 1, why=why, in_a_row=self.in_a_row)
+        if self.in_a_row >= self.patience:
+            raise Diverged(f"{self.in_a_row} steps in a row were not finite ({why}); the weights are those of the last good step\n"
+                           "way out: a lower learning rate, a longer warm-up, or numerics = fp32")
