@@ -1,0 +1,224 @@
+"""Against transformers 5.23.0: logits, gradients and greedy tokens; and every knob of the config is caught when it is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.model.support import SMALL, loud, segments, tokenizer, tokens
+from upslope.config import UsageError
+from upslope.model.config import ModelConfig, Tied, dense
+from upslope.model.families import FAMILIES, names
+from upslope.model.transformer import Transformer
+from upslope.model.weights import export_hf, import_hf
+
+transformers = pytest.importorskip("transformers")
+LLAMA = dense(24, 2, 4, 2, 8, 40, context=64, base=50.0, vocab=64, eps=1e-3, qk_norm=False)
+CASES = {"qwen3": SMALL, "llama": LLAMA, "tied": SMALL.replace(head=Tied())}
+
+
+def theirs(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Transformer, Any, Path]:
+    """Our model, theirs, and the folder between them."""
+    folder = tmp_path_factory.mktemp("hf")
+    model = loud(CASES[request.param])
+    export_hf(model, None, folder)
+    return model, theirs(folder), folder
+
+
+def test_logits_equal(pair: tuple[Transformer, Any, Path]) -> None:
+    model, other, _ = pair
+    ids = tokens(40)
+    ours = model.logits(model(ids, segments(13, 20, 7)))
+    wanted = torch.cat([other(part[None]).logits[0] for part in ids.split([13, 20, 7])])
+    assert float(wanted.detach().std()) > 0.5, "weights too quiet for this test to mean anything"
+    assert (ours - wanted).abs().max() <= 1e-5
+
+
+def test_gradients_equal(pair: tuple[Transformer, Any, Path]) -> None:
+    model, other, _ = pair
+    model.zero_grad()
+    other.zero_grad()
+    ids = tokens(15, seed=2)
+    F.cross_entropy(model.logits(model(ids))[:-1], ids[1:]).backward()
+    F.cross_entropy(other(ids[None]).logits[0, :-1], ids[1:]).backward()
+    family = FAMILIES[other.config.model_type]
+    gradients = {n: p.grad for n, p in other.named_parameters()}
+    parameters = dict(model.named_parameters())
+    for mine, name in names(family, parameters).items():
+        ours = parameters[mine].grad
+        assert ours is not None
+        assert ours.norm() > 1e-6, mine
+        assert (ours - gradients[name]).norm() <= 1e-4 * gradients[name].norm(), mine
+
+
+def test_back_from_the_folder(pair: tuple[Transformer, Any, Path]) -> None:
+    model, _, folder = pair
+    again = import_hf(folder)
+    assert again.config.replace(init=model.config.init) == model.config
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_a_folder_that_they_wrote_is_read(pair: tuple[Transformer, Any, Path], tmp_path: Path) -> None:
+    model, other, _ = pair
+    other.save_pretrained(tmp_path, max_shard_size="10KB")
+    ids = tokens(9)
+    assert torch.allclose(import_hf(tmp_path)(ids), model(ids), atol=1e-5)
+
+
+MUTATIONS = {
+    "rope base": {"rope_parameters": {"rope_type": "default", "rope_theta": 60.0}, "rope_theta": 60.0},
+    "eps": {"rms_norm_eps": 2e-3},
+    "activation": {"hidden_act": "gelu"},
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_changed_setting_shows_in_the_logits(name: str, tmp_path: Path) -> None:
+    """The oracle can fail: with one setting of their config changed, the two no longer agree."""
+    model = loud(SMALL)
+    export_hf(model, None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | MUTATIONS[name]))
+    ids = tokens(20)
+    assert (model.logits(model(ids)) - theirs(tmp_path)(ids[None]).logits[0]).abs().max() > 1e-3
+
+
+def _half_to_pairs(x: torch.Tensor, at: Any) -> torch.Tensor:
+    """The other rotary layout: neighbouring channels are a pair."""
+    half = x.shape[-1] // 2
+    cos, sin = at.cos[..., :half], at.sin[..., half:]
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+
+
+def test_a_changed_forward_shows_in_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part of our forward pass, broken in turn, breaks the agreement."""
+    import upslope.model.attention as attention
+
+    model, ids = loud(SMALL), tokens(20)
+    export_hf(model, None, tmp_path)
+    wanted = theirs(tmp_path)(ids[None]).logits[0]
+
+    def off() -> float:
+        return float((model.logits(model(ids)) - wanted).detach().abs().max())
+
+    assert off() <= 1e-4
+    with monkeypatch.context() as m:
+        m.setattr(attention, "rotate", _half_to_pairs)
+        assert off() > 1e-3
+    blocks: Any = model.blocks
+    mixer = blocks[0].mixer
+    with monkeypatch.context() as m:
+        m.setitem(mixer._modules, "q_norm", torch.nn.Identity())
+        assert off() > 1e-3
+    with monkeypatch.context() as m:
+        m.setitem(mixer.k_norm._parameters, "weight", torch.nn.Parameter(torch.ones(8)))
+        assert off() > 1e-3
+    for norm in (blocks[1].mixer_norm, blocks[1].ffn_norm, model.final_norm, mixer.k_norm):
+        with monkeypatch.context() as m:
+            m.setattr(norm, "eps", 1e-2)
+            assert off() > 1e-4
+    with monkeypatch.context() as m:
+        m.setattr(torch.Tensor, "repeat_interleave", lambda t, n, dim: torch.cat([t] * n, dim))  # heads share the wrong keys
+        assert off() > 1e-3
+    assert off() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_key_value_heads": 1}, "misshapen: model.layers.0.self_attn.k_proj.weight"),
+        ({"intermediate_size": 41}, "misshapen"),
+        ({"num_hidden_layers": 3}, "missing: model.layers.2"),
+        ({"num_hidden_layers": 1}, "unexpected: model.layers.1"),
+        ({"tie_word_embeddings": True}, "lm_head.weight is another matrix"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0}}, "rope scaling 'yarn'"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "without full attention"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"logit_scale": 2.0}, "'logit_scale' = 2.0 is unknown"),
+        ({"model_type": "gpt2"}, "mapped: qwen3, llama"),
+        ({"hidden_size": None}, "hidden_size"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    export_hf(loud(SMALL), None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(UsageError, match=said) as error:
+        import_hf(tmp_path)
+    assert len(str(error.value).splitlines()) <= 6
+
+
+def test_pickles_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    export_hf(loud(SMALL), None, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"pickle \(pytorch_model.bin\)[\s\S]*save_pretrained"):
+        import_hf(tmp_path)
+
+
+def test_cut_and_poisoned_weights_are_refused(tmp_path: Path) -> None:
+    model = loud(SMALL)
+    export_hf(model, None, tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(UsageError, match="cannot be read"):
+        import_hf(tmp_path)
+    from safetensors.torch import load, save_file
+
+    state = load(whole)
+    state["model.norm.weight"][3] = torch.nan
+    save_file(state, file)
+    with pytest.raises(UsageError, match=r"'model.norm.weight' holds NaN"):
+        import_hf(tmp_path)
+    with torch.no_grad():
+        model.embed.weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="embed_tokens"):
+        export_hf(model, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (SMALL.replace(final_norm=SMALL.final_norm.replace(eps=1e-5)), "different eps"),
+        (SMALL.replace(blocks={**SMALL.blocks, "b": LLAMA.blocks["dense"]}, pattern=("dense", "b")), "blocks differ"),
+    ],
+)
+def test_what_no_family_expresses_is_refused_with_the_reasons(config: ModelConfig, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"Qwen3ForCausalLM: .*{said}"):
+        export_hf(loud(config), None, tmp_path)
+
+
+def test_a_rule_must_cover_every_tensor() -> None:
+    with pytest.raises(ValueError, match=r"no rule for our tensor 'blocks.0.mixer.q_norm.weight'"):
+        names(FAMILIES["llama"], ["blocks.0.mixer.q_norm.weight"])
+
+
+def test_greedy_tokens_after_reloading_model_and_tokenizer(tmp_path: Path) -> None:
+    from upslope.generate.engine import LocalEngine, Request, Sampling, generate
+
+    ours = tokenizer()
+    model = loud(SMALL.replace(vocab=ours.vocab_size))
+    export_hf(model, ours, tmp_path)
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    other = theirs(tmp_path)
+    assert other.generation_config.eos_token_id == [ours.im_end, ours.eos]
+    prompts = [ours.encode(text) for text in ("add 12 and 7:", "sort 3 1 2:", "the quick")]
+    requests = [Request(str(i), p, Sampling(max_new=12, temperature=0.0), 0) for i, p in enumerate(prompts)]
+    done = generate(LocalEngine(model, ours), requests)
+    for prompt, text, completion in zip(prompts, ("add 12 and 7:", "sort 3 1 2:", "the quick"), done):
+        assert reader(text).input_ids == prompt
+        out = other.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0, len(prompt) :]
+        assert completion.ids.tolist() == out.tolist()

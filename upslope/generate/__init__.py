@@ -1,0 +1,1 @@
+"""Generation: engines (token ids in and out) and chat models (messages in, message out)."""
