@@ -9,7 +9,8 @@ from upslope.machine.files import digest_path
 
 CHATS = [
     Chat(
-        "a", (Message("user", "sort: 9 3"), Message("assistant", "3 9", "9 39", train=False)),
+        "a",
+        (Message("user", "sort: 9 3"), Message("assistant", "3 9", "9 39", train=False)),
         {"source": "s", "parents": ["t1"], "truth": {"x": [1]}},
     ),
     Chat("b", (Message("user", "é"), Message("assistant", "", "", (ToolCall("f", {"q": None}),)))),

@@ -162,7 +162,11 @@ def test_sampled_ids_are_kept_as_they_are(chatml: ChatML) -> None:
 
 
 def test_bad_conversations_are_refused(chatml: ChatML) -> None:
-    for call in (lambda: chatml.open([]), lambda: chatml.extend(chatml.open(TALK), []), lambda: Message("boss", "x"),  # type: ignore[arg-type]
-                 lambda: Message("user", "x", "thought")):
+    for call in (
+        lambda: chatml.open([]),
+        lambda: chatml.extend(chatml.open(TALK), []),
+        lambda: Message("boss", "x"),  # type: ignore[arg-type]
+        lambda: Message("user", "x", "thought"),
+    ):
         with pytest.raises(UsageError):
             call()

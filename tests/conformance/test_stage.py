@@ -13,7 +13,22 @@ from upslope.config import Input, Wants, config_classes, kinds, marks
 from upslope.machine.stage import Stage
 
 KINDS = kinds(Stage)
-KNOWN = {"Artifact", "Pages", "Corpus", "Tokenizer", "TokenShards", "Mixture", "Tasks", "Chats", "Pairs", "Traces", "Checkpoint", "Table", "Decision", "Release"}
+KNOWN = {
+    "Artifact",
+    "Pages",
+    "Corpus",
+    "Tokenizer",
+    "TokenShards",
+    "Mixture",
+    "Tasks",
+    "Chats",
+    "Pairs",
+    "Traces",
+    "Checkpoint",
+    "Table",
+    "Decision",
+    "Release",
+}
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

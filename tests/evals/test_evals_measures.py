@@ -141,10 +141,15 @@ def test_table_round_trip_is_exact_and_byte_identical(tmp_path: Path) -> None:
     assert not a.intact()
 
 
-@pytest.mark.parametrize(("rows", "why"), [
-    ([Row("s", "a", "m", math.nan)], "not a number"), ([Row("s", "a", "m", math.inf)], "not a number"),
-    ([Row("s", "a", "m", 1.0), Row("s", "a", "m", 2.0)], "twice"), ([Row("t", "a", "m", 1.0)], "no conditions"),
-])
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([Row("s", "a", "m", math.nan)], "not a number"),
+        ([Row("s", "a", "m", math.inf)], "not a number"),
+        ([Row("s", "a", "m", 1.0), Row("s", "a", "m", 2.0)], "twice"),
+        ([Row("t", "a", "m", 1.0)], "no conditions"),
+    ],
+)
 def test_tables_refuse_what_cannot_be_meant(tmp_path: Path, rows: list[Row], why: str) -> None:
     with pytest.raises(UsageError, match=why):
         Table.write(tmp_path, rows, {"s": Condition(Subject(), {})})
@@ -200,8 +205,11 @@ def test_answers_are_graded_by_what_follows_the_thought(tmp_path: Path, forced: 
     t = renderer.tokenizer
     tasks = [task(i, "add", 1, i) for i in range(5)]
     replies = {  # truth is "1": (after a forced <think>, or free) → score, thought
-        0: ("hm\n</think>\n\n1" if forced else "1", 1.0), 1: ("hm\n</think>\n\n2" if forced else "2", 0.0),
-        2: ("1\n</think>\n\n" if forced else "", 0.0), 3: ("1", 0.0 if forced else 1.0), 4: ("a\n</think>\n\n 1 ", 1.0),
+        0: ("hm\n</think>\n\n1" if forced else "1", 1.0),
+        1: ("hm\n</think>\n\n2" if forced else "2", 0.0),
+        2: ("1\n</think>\n\n" if forced else "", 0.0),
+        3: ("1", 0.0 if forced else 1.0),
+        4: ("a\n</think>\n\n 1 ", 1.0),
     }
 
     def ids(text: str) -> list[int]:
@@ -239,7 +247,8 @@ def test_every_part_of_the_object_changes_it(tmp_path: Path) -> None:
         "tokenizer": Subject.of(made("t", **{"tokenizer.json": "T"}), Deployment()),
         "system": Subject.of(made("s"), Deployment(system="be kind")),
         "template": Subject.of(made("c", **{"tokenizer_config.json": '{"chat_template": "y"}'}), Deployment()),
-        "sampling": Subject.of(made("q"), Deployment(temperature=1.0)), "engine": Subject.of(made("e"), Deployment(), "another"),
+        "sampling": Subject.of(made("q"), Deployment(temperature=1.0)),
+        "engine": Subject.of(made("e"), Deployment(), "another"),
     }
     for name, other in variants.items():
         assert other.conflicts(base) == [name]

@@ -95,9 +95,7 @@ def test_ties_go_to_the_lower_id() -> None:
 
 def test_rows_keep_their_own_settings() -> None:
     logits = torch.tensor([[3.0, 2.9, 0.0]]).repeat(4, 1)
-    mixed = Knobs(
-        np.array([0, 1, 1, 2], np.float32), np.array([1, 0.3, 1, 1], np.float32), np.array([0, 0, 2, 0], np.int64)
-    )
+    mixed = Knobs(np.array([0, 1, 1, 2], np.float32), np.array([1, 0.3, 1, 1], np.float32), np.array([0, 0, 2, 0], np.int64))
     high = np.full(4, 1 - 2.0**-23, np.float32)
     drawn = draw(logits, mixed, high)
     assert drawn.tokens.tolist() == [0, 0, 1, 2]

@@ -14,8 +14,16 @@ from upslope.optim.config import AdamW, Muon
 from upslope.optim.muon import newton_schulz
 from upslope.optim.roles import decayed, role
 
-SHAPES = {"embed.weight": (11, 6), "layers.0.q.weight": (6, 6), "layers.0.up.weight": (16, 6), "layers.0.down.weight": (6, 16),
-          "layers.1.q.weight": (6, 6), "norm.weight": (6,), "lm_head.weight": (11, 6), "experts.weight": (3, 6, 8)}
+SHAPES = {
+    "embed.weight": (11, 6),
+    "layers.0.q.weight": (6, 6),
+    "layers.0.up.weight": (16, 6),
+    "layers.0.down.weight": (6, 16),
+    "layers.1.q.weight": (6, 6),
+    "norm.weight": (6,),
+    "lm_head.weight": (11, 6),
+    "experts.weight": (3, 6, 8),
+}
 
 
 def params(seed: int = 0, dtype: torch.dtype = torch.float32, only: Any = None) -> dict[str, nn.Parameter]:
@@ -64,8 +72,9 @@ def test_muon_equals_torch_on_matrices(nesterov: bool) -> None:
     only = [n for n in SHAPES if n.startswith("layers")]
     mine, theirs = params(only=only), params(only=only)
     opt = build(mine.items(), Muon(lr=2e-2, momentum=0.9, nesterov=nesterov, ns_steps=5, weight_decay=0.1))
-    ref = torch.optim.Muon(list(theirs.values()), lr=2e-2, weight_decay=0.1, momentum=0.9, nesterov=nesterov, ns_steps=5,
-                           adjust_lr_fn="match_rms_adamw")
+    ref = torch.optim.Muon(
+        list(theirs.values()), lr=2e-2, weight_decay=0.1, momentum=0.9, nesterov=nesterov, ns_steps=5, adjust_lr_fn="match_rms_adamw"
+    )
     for k in range(3):
         gradients(mine, k)
         gradients(theirs, k)
@@ -109,10 +118,19 @@ def test_the_update_of_muon_has_the_rms_of_adamw() -> None:
 
 
 MUTANTS: list[tuple[AdamW | Muon, dict[str, Any]]] = [
-    (AdamW(), {"lr": 2e-3}), (AdamW(), {"betas": (0.8, 0.95)}), (AdamW(), {"betas": (0.9, 0.99)}), (AdamW(), {"eps": 1e-2}),
-    (AdamW(), {"weight_decay": 0.0}), (Muon(), {"lr": 2e-3}), (Muon(), {"momentum": 0.8}), (Muon(), {"nesterov": False}),
-    (Muon(), {"ns_steps": 4}), (Muon(), {"ns_dtype": "fp32"}), (Muon(), {"weight_decay": 0.0}),
-    (Muon(), {"adamw": AdamW(lr=2e-3)}), (Muon(), {"adamw": AdamW(betas=(0.5, 0.95))}),
+    (AdamW(), {"lr": 2e-3}),
+    (AdamW(), {"betas": (0.8, 0.95)}),
+    (AdamW(), {"betas": (0.9, 0.99)}),
+    (AdamW(), {"eps": 1e-2}),
+    (AdamW(), {"weight_decay": 0.0}),
+    (Muon(), {"lr": 2e-3}),
+    (Muon(), {"momentum": 0.8}),
+    (Muon(), {"nesterov": False}),
+    (Muon(), {"ns_steps": 4}),
+    (Muon(), {"ns_dtype": "fp32"}),
+    (Muon(), {"weight_decay": 0.0}),
+    (Muon(), {"adamw": AdamW(lr=2e-3)}),
+    (Muon(), {"adamw": AdamW(betas=(0.5, 0.95))}),
 ]
 
 

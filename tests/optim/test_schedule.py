@@ -42,10 +42,19 @@ def test_linear_to_zero() -> None:
     assert [LinearToZero().at(k, 4) for k in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
-@pytest.mark.parametrize(("schedule", "change"), [
-    (Constant(), {"warmup": 5}), (Cosine(), {"warmup": 5}), (Cosine(), {"floor": 0.0}), (WSD(), {"decay": 0.5}),
-    (WSD(), {"shape": "1-sqrt"}), (WSD(), {"floor": 0.3}), (WSD(), {"warmup": 3}), (LinearToZero(), {"warmup": 5}),
-])
+@pytest.mark.parametrize(
+    ("schedule", "change"),
+    [
+        (Constant(), {"warmup": 5}),
+        (Cosine(), {"warmup": 5}),
+        (Cosine(), {"floor": 0.0}),
+        (WSD(), {"decay": 0.5}),
+        (WSD(), {"shape": "1-sqrt"}),
+        (WSD(), {"floor": 0.3}),
+        (WSD(), {"warmup": 3}),
+        (LinearToZero(), {"warmup": 5}),
+    ],
+)
 def test_every_knob_changes_the_curve(schedule: Any, change: dict[str, Any]) -> None:
     assert [schedule.at(k, 20) for k in range(20)] != [schedule.replace(**change).at(k, 20) for k in range(20)]
 

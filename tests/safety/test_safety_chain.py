@@ -39,8 +39,11 @@ from upslope.tokens.tokenizer import train_bpe
 
 ATTACKS = (Direct(), Crescendo(), Encoded(codec="rot13"))
 SUITES = (
-    BitsPerByte(documents=5, context=16, overlap=8), BigramBaseline(steps=4, rows=5, row_length=32, documents=5),
-    Accuracy(limit=24), Accuracy(limit=12, think="forced"), Accuracy(limit=12, samples=2, temperature=1.0),
+    BitsPerByte(documents=5, context=16, overlap=8),
+    BigramBaseline(steps=4, rows=5, row_length=32, documents=5),
+    Accuracy(limit=24),
+    Accuracy(limit=12, think="forced"),
+    Accuracy(limit=12, samples=2, temperature=1.0),
 )
 DEPLOYED = Deployment(max_new=12)
 
@@ -66,14 +69,24 @@ def context(world: dict[str, Any], folder: Path, **more: Any) -> Context:
 
 def evaluate(**changes: Any) -> Evaluate:
     base: dict[str, Any] = {
-        "checkpoint": "checkpoint", "suites": SUITES, "tasks": "tasks", "shards": ("shards",), "mixture": "mixture", "deployment": DEPLOYED
+        "checkpoint": "checkpoint",
+        "suites": SUITES,
+        "tasks": "tasks",
+        "shards": ("shards",),
+        "mixture": "mixture",
+        "deployment": DEPLOYED,
     }
     return validated(Evaluate, {**base, **changes})
 
 
 def redteam(**changes: Any) -> RedTeam:
     base: dict[str, Any] = {
-        "checkpoint": "checkpoint", "tasks": "tasks", "attacks": ATTACKS, "secrets": 4, "twins": 6, "deployment": DEPLOYED
+        "checkpoint": "checkpoint",
+        "tasks": "tasks",
+        "attacks": ATTACKS,
+        "secrets": 4,
+        "twins": 6,
+        "deployment": DEPLOYED,
     }
     return validated(RedTeam, {**base, **changes})
 
@@ -193,15 +206,24 @@ def decided(world: dict[str, Any], measured: dict[str, Table], folder: Path, bit
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rules.toml").write_text(RULES.format(demo="true", bits=bits))
     base: dict[str, Any] = {
-        "checkpoint": "checkpoint", "evidence": ("evals", "attacked"), "framework": str(folder / "rules.toml"), "deployment": DEPLOYED
+        "checkpoint": "checkpoint",
+        "evidence": ("evals", "attacked"),
+        "framework": str(folder / "rules.toml"),
+        "deployment": DEPLOYED,
     }
     return validated(Gate, {**base, **changes}).run(context(world, folder, **measured))
 
 
 def release(**changes: Any) -> ReleaseStage:
     base: dict[str, Any] = {
-        "checkpoint": "checkpoint", "decision": "decision", "evidence": ("evals", "attacked"), "data": ("shards",), "name": "tiny",
-        "licences": FrozenDict(web="CC0-1.0"), "licence": "Apache-2.0", "deployment": DEPLOYED,
+        "checkpoint": "checkpoint",
+        "decision": "decision",
+        "evidence": ("evals", "attacked"),
+        "data": ("shards",),
+        "name": "tiny",
+        "licences": FrozenDict(web="CC0-1.0"),
+        "licence": "Apache-2.0",
+        "deployment": DEPLOYED,
     }
     return validated(ReleaseStage, {**base, **changes})
 
@@ -281,17 +303,26 @@ def test_suites_are_an_open_family_and_names_must_differ(world: dict[str, Any], 
     assert issubclass(Accuracy, Suite)
 
 
-@pytest.mark.parametrize(("base", "changed"), [
-    (BitsPerByte(context=16, overlap=8), BitsPerByte(context=16, overlap=8, documents=4)),
-    (BitsPerByte(context=16, overlap=8), BitsPerByte(context=12, overlap=8)),
-    (BitsPerByte(context=16, overlap=8), BitsPerByte(context=16, overlap=1)),
-    (SUITES[1], SUITES[1].replace(steps=3)), (SUITES[1], SUITES[1].replace(rows=4)), (SUITES[1], SUITES[1].replace(row_length=16)),
-    (SUITES[1], SUITES[1].replace(train_seed=4)), (SUITES[1], SUITES[1].replace(documents=3)),
-    (Accuracy(limit=9), Accuracy(limit=8)), (Accuracy(limit=9), Accuracy(limit=9, families=("add",))),
-    (Accuracy(limit=9), Accuracy(limit=9, skip=("add",))), (Accuracy(limit=9, name="x"), Accuracy(limit=9, name="x", think="forced")),
-    (Accuracy(limit=9, name="x"), Accuracy(limit=9, name="x", temperature=1.0)),
-    (Accuracy(limit=9, temperature=1.0), Accuracy(limit=9, temperature=1.0, samples=2)), (Accuracy(limit=9), Accuracy(limit=9, name="x")),
-])
+@pytest.mark.parametrize(
+    ("base", "changed"),
+    [
+        (BitsPerByte(context=16, overlap=8), BitsPerByte(context=16, overlap=8, documents=4)),
+        (BitsPerByte(context=16, overlap=8), BitsPerByte(context=12, overlap=8)),
+        (BitsPerByte(context=16, overlap=8), BitsPerByte(context=16, overlap=1)),
+        (SUITES[1], SUITES[1].replace(steps=3)),
+        (SUITES[1], SUITES[1].replace(rows=4)),
+        (SUITES[1], SUITES[1].replace(row_length=16)),
+        (SUITES[1], SUITES[1].replace(train_seed=4)),
+        (SUITES[1], SUITES[1].replace(documents=3)),
+        (Accuracy(limit=9), Accuracy(limit=8)),
+        (Accuracy(limit=9), Accuracy(limit=9, families=("add",))),
+        (Accuracy(limit=9), Accuracy(limit=9, skip=("add",))),
+        (Accuracy(limit=9, name="x"), Accuracy(limit=9, name="x", think="forced")),
+        (Accuracy(limit=9, name="x"), Accuracy(limit=9, name="x", temperature=1.0)),
+        (Accuracy(limit=9, temperature=1.0), Accuracy(limit=9, temperature=1.0, samples=2)),
+        (Accuracy(limit=9), Accuracy(limit=9, name="x")),
+    ],
+)
 def test_every_setting_of_a_suite_changes_its_rows(world: dict[str, Any], base: Suite, changed: Suite) -> None:
     bench = Bench(world["checkpoint"], DEPLOYED, world["tasks"].read("heldout"), [world["shards"]], world["mixture"], seed=3)
     rows = base.run(bench)

@@ -43,7 +43,12 @@ def table(folder: Path, about: Subject = THIS, right: int = 90, leaked: int = 0,
 
 def rule(**changes: Any) -> Indicator:
     base: dict[str, Any] = {
-        "name": "answers", "category": "ability", "suite": "accuracy", "metric": "correct", "bound": "lower", "threshold": 0.5
+        "name": "answers",
+        "category": "ability",
+        "suite": "accuracy",
+        "metric": "correct",
+        "bound": "lower",
+        "threshold": 0.5,
     }
     return Indicator(**{**base, **changes})
 
@@ -134,8 +139,12 @@ def test_a_decision_does_not_carry_over_to_another_object(tmp_path: Path, part: 
 def test_missing_suite_category_metric_or_items_are_insufficient(tmp_path: Path) -> None:
     evidence = [table(tmp_path / "t", n=20, right=20)]
     cases = [
-        (framework(rule(suite="cyber")), evidence), (framework(rule(metric="wrong")), evidence), (framework(rule(group="sub")), evidence),
-        (framework(categories=("ability", "leak", "bio")), evidence), (framework(rule(min_n=21)), evidence), (framework(), []),
+        (framework(rule(suite="cyber")), evidence),
+        (framework(rule(metric="wrong")), evidence),
+        (framework(rule(group="sub")), evidence),
+        (framework(categories=("ability", "leak", "bio")), evidence),
+        (framework(rule(min_n=21)), evidence),
+        (framework(), []),
         (Framework(name="f", demo=False, categories=(), indicators=()), evidence),
     ]
     for rules, tables in cases:
@@ -159,8 +168,10 @@ def test_a_threshold_that_is_no_number_refuses(tmp_path: Path, bad: float, bound
     decision = Decision.write(tmp_path / "d", made)  # it can be written and read back
     assert uncovered(decision.json(), THIS, [evidence]) is None
     file = tmp_path / "f.toml"
-    file.write_text(f'name="f"\ndemo=true\ncategories=["ability"]\n[[indicators]]\nname="a"\ncategory="ability"\nsuite="accuracy"\n'
-                    f'metric="correct"\nbound="{bound}"\nthreshold={bad}\n')
+    file.write_text(
+        f'name="f"\ndemo=true\ncategories=["ability"]\n[[indicators]]\nname="a"\ncategory="ability"\nsuite="accuracy"\n'
+        f'metric="correct"\nbound="{bound}"\nthreshold={bad}\n'
+    )
     assert decide(Framework.read(file), THIS, [evidence])["label"] == "DEMO: rules not satisfied"
 
 
@@ -188,9 +199,9 @@ def test_evidence_that_names_no_weights_refuses(tmp_path: Path) -> None:
     assert made["outcome"] == "not satisfied"
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("outcome", "satisfied"), ("label", "APPROVE"), ("reasons", []), ("demo", True), ("framework", None), ("extra", 1),
-])
+@pytest.mark.parametrize(
+    ("key", "value"), [("outcome", "satisfied"), ("label", "APPROVE"), ("reasons", []), ("demo", True), ("framework", None), ("extra", 1)]
+)
 def test_an_edited_decision_refuses(tmp_path: Path, key: str, value: Any) -> None:
     evidence = table(tmp_path / "t", right=10)
     body = decide(framework(), THIS, [evidence])
@@ -213,7 +224,9 @@ def test_a_refusal_is_refused_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_demo_never_reads_as_approval(tmp_path: Path) -> None:
     assert {label(o, True) for o in ("satisfied", "not satisfied", "insufficient")} == {
-        "DEMO: rules satisfied", "DEMO: rules not satisfied", "INSUFFICIENT EVIDENCE"
+        "DEMO: rules satisfied",
+        "DEMO: rules not satisfied",
+        "INSUFFICIENT EVIDENCE",
     }
     for right in (10, 90):
         made = decide(framework(demo=True), THIS, [table(tmp_path / str(right), right=right)])

@@ -111,12 +111,25 @@ def test_detector_uncertainty_widens_and_a_useless_detector_says_nothing() -> No
     assert prevalence(10, 100, (5, 10), (5, 10)) == (0.1, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("call", [
-    lambda: wilson(0, 0), lambda: clopper_pearson(3, 2), lambda: wilson(-1, 2), lambda: mean_t([1.0, math.nan]), lambda: mean_t([1.0]),
-    lambda: bootstrap_mean([1.0, math.inf]), lambda: bootstrap_mean([1.0]), lambda: bootstrap_ratio([1.0, 2.0], [0.0, 0.0]),
-    lambda: mcnemar([1, 0], [1]), lambda: mcnemar([0.5], [1]), lambda: prevalence(0, 0, (1, 1), (1, 1)),
-    lambda: prevalence(0, 5, (0, 0), (1, 1)), lambda: wilson(1, 2, 1.0), lambda: binomial_test(1, 2, math.nan),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: wilson(0, 0),
+        lambda: clopper_pearson(3, 2),
+        lambda: wilson(-1, 2),
+        lambda: mean_t([1.0, math.nan]),
+        lambda: mean_t([1.0]),
+        lambda: bootstrap_mean([1.0, math.inf]),
+        lambda: bootstrap_mean([1.0]),
+        lambda: bootstrap_ratio([1.0, 2.0], [0.0, 0.0]),
+        lambda: mcnemar([1, 0], [1]),
+        lambda: mcnemar([0.5], [1]),
+        lambda: prevalence(0, 0, (1, 1), (1, 1)),
+        lambda: prevalence(0, 5, (0, 0), (1, 1)),
+        lambda: wilson(1, 2, 1.0),
+        lambda: binomial_test(1, 2, math.nan),
+    ],
+)
 def test_what_is_undefined_is_refused(call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError):
         call()

@@ -115,12 +115,18 @@ def test_thoughts_are_short(held: list[Drawn]) -> None:
 def test_goldens() -> None:
     """Worked by hand."""
     expected = {
-        ("add", (47, 85)): ("7+5=12 4+8+1=13", "132"), ("add", (9, 95)): ("9+5=14 9+1=10", "104"),
-        ("sub", (503, 28)): ("13-8=5 9-2=7 4-0=4", "475"), ("sub", (53, 48)): ("13-8=5 4-4=0", "5"),
-        ("sort", ((9, 3, 7),)): ("9 39 379", "3 7 9"), ("reverse", ("cab",)): ("c, a c, b a c", "b a c"),
-        ("count", ("a", "baca")): ("b0 a1 c1 a2", "2"), ("compare", (473, 495)): ("4=4 7<9", "495"),
-        ("parity", ((4, 7, 1),)): ("4 even 7 odd 1 even", "even"), ("cycle", ("dgbj", "g", 5)): ("b1 j2 d3 g4 b5", "b"),
-        ("nth", ("cdab", 3)): ("c1 d2 a3", "a"), ("chain", ((3, 4, 2, 8), "+*-")): ("3+4=7*2=4-8=6", "6"),
+        ("add", (47, 85)): ("7+5=12 4+8+1=13", "132"),
+        ("add", (9, 95)): ("9+5=14 9+1=10", "104"),
+        ("sub", (503, 28)): ("13-8=5 9-2=7 4-0=4", "475"),
+        ("sub", (53, 48)): ("13-8=5 4-4=0", "5"),
+        ("sort", ((9, 3, 7),)): ("9 39 379", "3 7 9"),
+        ("reverse", ("cab",)): ("c, a c, b a c", "b a c"),
+        ("count", ("a", "baca")): ("b0 a1 c1 a2", "2"),
+        ("compare", (473, 495)): ("4=4 7<9", "495"),
+        ("parity", ((4, 7, 1),)): ("4 even 7 odd 1 even", "even"),
+        ("cycle", ("dgbj", "g", 5)): ("b1 j2 d3 g4 b5", "b"),
+        ("nth", ("cdab", 3)): ("c1 d2 a3", "a"),
+        ("chain", ((3, 4, 2, 8), "+*-")): ("3+4=7*2=4-8=6", "6"),
         ("extreme", ("smallest", (3, 9, 2))): ("3 3 2", "2"),
     }
     for (family, problem), solution in expected.items():
@@ -165,9 +171,7 @@ def test_a_cell_is_a_prefix_of_a_larger_one_and_ends_when_exhausted() -> None:
     assert list(cell("add", 2, "train", 10, 5)) == list(cell("add", 2, "train", 30, 5))[:10]
     assert list(cell("add", 2, "train", 10, 5)) != list(cell("add", 2, "train", 10, 6))
     exhausted = list(cell("parity", 1, "heldout", 10_000, 5))
-    everything = {
-        canonical("parity", ((a, b, c),)) for a in range(10) for b in range(10) for c in range(10)
-    }
+    everything = {canonical("parity", ((a, b, c),)) for a in range(10) for b in range(10) for c in range(10)}
     assert {d.canonical for d in exhausted} == {n for n in everything if split_of(n) == "heldout"}
 
 

@@ -26,7 +26,10 @@ def setup(tmp_path: Path, tokenizer: Tokenizer) -> Setup:
     """Shards of small documents with given numbers of documents per source, and a mixture over them."""
 
     def make(
-        docs: Mapping[str, int], weights: Mapping[str, Weight], tokens: int = 10_000, caps: Mapping[str, float] | None = None,
+        docs: Mapping[str, int],
+        weights: Mapping[str, Weight],
+        tokens: int = 10_000,
+        caps: Mapping[str, float] | None = None,
         over: str = "refuse",
     ) -> tuple[TokenShards, Mixture]:
         texts: dict[str, Sequence[str]] = {s: [f"{s} {i} " + "x" * (i % 7) for i in range(n)] for s, n in docs.items()}

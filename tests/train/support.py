@@ -46,9 +46,12 @@ def batch(
     rest = torch.full((t,), -torch.inf, dtype=dtype) if full else torch.log1p(-logprobs.exp().sum(-1))
     weight = after * (0.5 + torch.rand(t, generator=g, dtype=torch.float64).to(dtype))
     return replace(
-        b, imitate=after * (noise(t) > -0.7), distil=Distil(weight, ids, logprobs, rest),
+        b,
+        imitate=after * (noise(t) > -0.7),
+        distil=Distil(weight, ids, logprobs, rest),
         policy=Policy(after, after * noise(t), after * noise(t), after * noise(t)),
-        pairs=torch.arange(len(sizes)).view(-1, 2), ref=-noise(len(sizes)).abs(),
+        pairs=torch.arange(len(sizes)).view(-1, 2),
+        ref=-noise(len(sizes)).abs(),
     )
 
 

@@ -61,11 +61,16 @@ def test_columns_speak_where_a_weight_says_so() -> None:
     assert some.speaking().tolist() == [False, True, False, False, False, True, False]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"imitate": torch.ones(7)}, "first token"), ({"imitate": torch.tensor([0, float("nan"), 0, 0, 0, 0, 0])}, "finite"),
-    ({"imitate": torch.zeros(6)}, "columns"), ({"seg": torch.tensor([0, 0, 0, 2, 2, 2, 2])}, "steps"),
-    ({"pairs": torch.tensor([[0, 7]])}, "segment 7"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"imitate": torch.ones(7)}, "first token"),
+        ({"imitate": torch.tensor([0, float("nan"), 0, 0, 0, 0, 0])}, "finite"),
+        ({"imitate": torch.zeros(6)}, "columns"),
+        ({"seg": torch.tensor([0, 0, 0, 2, 2, 2, 2])}, "steps"),
+        ({"pairs": torch.tensor([[0, 7]])}, "segment 7"),
+    ],
+)
 def test_a_batch_that_breaks_the_rules_is_refused(change: dict[str, torch.Tensor], message: str) -> None:
     b = only(batch((3, 4)))
     b.check()

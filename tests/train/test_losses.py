@@ -142,9 +142,12 @@ def test_ties_count_half() -> None:
 
 
 KNOBS: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = [
-    (Imitate(), {"z_loss": 1e-3}, ("imitate",)), (DistilLoss(), {"beta": 0.5}, ("distil",)),
-    (DPO(), {"beta": 0.2}, ("imitate", "pairs", "ref")), (DPO(), {"normalise": True}, ("imitate", "pairs", "ref")),
-    (DPO(), {"nll": 0.1}, ("imitate", "pairs", "ref")), (BradleyTerry(), {"center": 0.1}, ("pairs",)),
+    (Imitate(), {"z_loss": 1e-3}, ("imitate",)),
+    (DistilLoss(), {"beta": 0.5}, ("distil",)),
+    (DPO(), {"beta": 0.2}, ("imitate", "pairs", "ref")),
+    (DPO(), {"normalise": True}, ("imitate", "pairs", "ref")),
+    (DPO(), {"nll": 0.1}, ("imitate", "pairs", "ref")),
+    (BradleyTerry(), {"center": 0.1}, ("pairs",)),
 ]
 
 

@@ -64,19 +64,34 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     tokenizer = train_bpe(texts, 280, root / "tokenizer")
     shards = TokenShards.write(root / "shards", tokenizer, {"boxes": texts})
     mixture = Mixture.write(root / "mixture", {"boxes": 1.0}, tokens=100_000)
-    chats = Chats.write(root / "chats", [
-        Chat(f"c{i}", (say("user", f"say {w} {i % 3}"), say("assistant", f"{w}!", reasoning="hm" if i % 2 else "")))
-        for i, w in enumerate(WORDS * 5)
-    ])
-    pairs = Pairs.write(root / "pairs", [
-        Pair(f"p{i}", (say("user", f"say {w} {i}"),), say("assistant", f"{w}!"), say("assistant", "no no no" if i % 2 else "never"), "toy",
-             "heldout" if i % 4 == 3 else "train")
-        for i, w in enumerate(WORDS * 8)
-    ])
-    tasks = Tasks.write(root / "tasks", [
-        (Task(f"t{i}", "toy", ({"role": "user", "content": f"say {w}"},), (), {"answer": w}, 1.0), "train" if i else "heldout", w)
-        for i, w in enumerate(WORDS)
-    ])
+    chats = Chats.write(
+        root / "chats",
+        [
+            Chat(f"c{i}", (say("user", f"say {w} {i % 3}"), say("assistant", f"{w}!", reasoning="hm" if i % 2 else "")))
+            for i, w in enumerate(WORDS * 5)
+        ],
+    )
+    pairs = Pairs.write(
+        root / "pairs",
+        [
+            Pair(
+                f"p{i}",
+                (say("user", f"say {w} {i}"),),
+                say("assistant", f"{w}!"),
+                say("assistant", "no no no" if i % 2 else "never"),
+                "toy",
+                "heldout" if i % 4 == 3 else "train",
+            )
+            for i, w in enumerate(WORDS * 8)
+        ],
+    )
+    tasks = Tasks.write(
+        root / "tasks",
+        [
+            (Task(f"t{i}", "toy", ({"role": "user", "content": f"say {w}"},), (), {"answer": w}, 1.0), "train" if i else "heldout", w)
+            for i, w in enumerate(WORDS)
+        ],
+    )
     inputs = {"tokenizer": tokenizer, "shards": shards, "mix": mixture, "chats": chats, "pairs": pairs, "tasks": tasks}
     base = World(inputs)
     made, _ = base.run(pretrain(), root / "base")
@@ -85,9 +100,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def pretrain(**changes: Any) -> Pretrain:
     fields: dict[str, Any] = {
-        "init": Scratch(model=MODEL), "tokenizer": Input(stage="tokenizer"), "shards": (Input(stage="shards"),),
-        "mixture": Input(stage="mix"), "length": Duration.of("30st"), "optim": Muon(lr=1e-2), "rows": 4,
-        "row_length": 32, **FAST,
+        "init": Scratch(model=MODEL),
+        "tokenizer": Input(stage="tokenizer"),
+        "shards": (Input(stage="shards"),),
+        "mixture": Input(stage="mix"),
+        "length": Duration.of("30st"),
+        "optim": Muon(lr=1e-2),
+        "rows": 4,
+        "row_length": 32,
+        **FAST,
     }
     return Pretrain(**(fields | changes))
 
@@ -96,14 +117,26 @@ BASE = Load(checkpoint=Input(stage="base"))
 
 
 def sft(**changes: Any) -> Sft:
-    fields: dict[str, Any] = {"init": BASE, "chats": (Input(stage="chats"),), "length": Duration.of("3ep"),
-                              "optim": Muon(lr=1e-2, adamw=AdamW(lr=2e-2)), "chats_per_step": 8, **FAST}
+    fields: dict[str, Any] = {
+        "init": BASE,
+        "chats": (Input(stage="chats"),),
+        "length": Duration.of("3ep"),
+        "optim": Muon(lr=1e-2, adamw=AdamW(lr=2e-2)),
+        "chats_per_step": 8,
+        **FAST,
+    }
     return Sft(**(fields | changes))
 
 
 def distill(form: Any, **changes: Any) -> Distill:
-    fields: dict[str, Any] = {"init": BASE, "teacher": Input(stage="teacher"), "form": form, "length": Duration.of("12st"),
-                              "optim": AdamW(lr=5e-3), **FAST}
+    fields: dict[str, Any] = {
+        "init": BASE,
+        "teacher": Input(stage="teacher"),
+        "form": form,
+        "length": Duration.of("12st"),
+        "optim": AdamW(lr=5e-3),
+        **FAST,
+    }
     return Distill(**(fields | changes))
 
 
@@ -112,14 +145,26 @@ OFFLINE = Offline(chats=(Input(stage="chats"),), chats_per_step=8)
 
 
 def preference(**changes: Any) -> Preference:
-    fields: dict[str, Any] = {"init": BASE, "pairs": (Input(stage="pairs"),), "length": Duration.of("3ep"), "optim": AdamW(lr=2e-3),
-                              "pairs_per_step": 8, **FAST}
+    fields: dict[str, Any] = {
+        "init": BASE,
+        "pairs": (Input(stage="pairs"),),
+        "length": Duration.of("3ep"),
+        "optim": AdamW(lr=2e-3),
+        "pairs_per_step": 8,
+        **FAST,
+    }
     return Preference(**(fields | changes))
 
 
 def reward_model(**changes: Any) -> RewardModel:
-    fields: dict[str, Any] = {"init": BASE, "pairs": (Input(stage="pairs"),), "length": Duration.of("5ep"), "optim": AdamW(lr=5e-3),
-                              "pairs_per_step": 8, **FAST}
+    fields: dict[str, Any] = {
+        "init": BASE,
+        "pairs": (Input(stage="pairs"),),
+        "length": Duration.of("5ep"),
+        "optim": AdamW(lr=5e-3),
+        "pairs_per_step": 8,
+        **FAST,
+    }
     return RewardModel(**(fields | changes))
 
 
@@ -147,8 +192,12 @@ def test_pretraining_learns_and_reports(world: World, tmp_path: Path) -> None:
 
 
 STAGES: dict[str, Any] = {
-    "pretrain": pretrain, "sft": sft, "distill-on-policy": lambda **c: distill(**{"form": ON_POLICY} | c),
-    "distill-offline": lambda **c: distill(OFFLINE, **c), "preference": preference, "reward_model": reward_model,
+    "pretrain": pretrain,
+    "sft": sft,
+    "distill-on-policy": lambda **c: distill(**{"form": ON_POLICY} | c),
+    "distill-offline": lambda **c: distill(OFFLINE, **c),
+    "preference": preference,
+    "reward_model": reward_model,
 }
 
 
@@ -213,9 +262,9 @@ def test_chats_longer_than_the_context_are_counted(world: World, tmp_path: Path)
         world.run(sft(chats=(Input(stage="long"),), length=Duration.of("1st")), tmp_path / "none", long=long)
 
 
-@pytest.mark.parametrize(("form", "more"), [
-    (ON_POLICY, {}), (OFFLINE, {}), (OFFLINE, {"top_k": 5}), (OFFLINE, {"beta": 0.0}), (OFFLINE, {"beta": 0.5}),
-])
+@pytest.mark.parametrize(
+    ("form", "more"), [(ON_POLICY, {}), (OFFLINE, {}), (OFFLINE, {"top_k": 5}), (OFFLINE, {"beta": 0.0}), (OFFLINE, {"beta": 0.5})]
+)
 def test_distillation_comes_nearer_to_the_teacher(
     form: Any, more: dict[str, Any], world: World, teacher: Checkpoint, tmp_path: Path
 ) -> None:
@@ -231,7 +280,8 @@ def test_distilling_a_model_from_itself_starts_at_zero(world: World, tmp_path: P
 def test_a_teacher_with_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
     other = train_bpe(["something else entirely"] * 9, 265, tmp_path / "t")
     stranger, _ = World(world.inputs | {"tokenizer": other}).run(
-        pretrain(length=Duration.of("1st"), shards=(Input(stage="foreign"),)), tmp_path / "stranger",
+        pretrain(length=Duration.of("1st"), shards=(Input(stage="foreign"),)),
+        tmp_path / "stranger",
         foreign=TokenShards.write(tmp_path / "s", other, {"boxes": ["something else"] * 40}),
     )
     with pytest.raises(UsageError, match="different tokenizers"):
@@ -260,13 +310,25 @@ def test_the_reward_model_scores_held_out_pairs_and_keeps_its_head(world: World,
 
 
 KNOBS: list[tuple[str, dict[str, Any]]] = [
-    ("pretrain", {"z_loss": 0.1}), ("pretrain", {"rows": 2}), ("pretrain", {"row_length": 16}), ("pretrain", {"clip": 1e-3}),
-    ("pretrain", {"numerics": "bf16"}), ("pretrain", {"schedule": Constant(warmup=2)}), ("sft", {"z_loss": 0.1}),
+    ("pretrain", {"z_loss": 0.1}),
+    ("pretrain", {"rows": 2}),
+    ("pretrain", {"row_length": 16}),
+    ("pretrain", {"clip": 1e-3}),
+    ("pretrain", {"numerics": "bf16"}),
+    ("pretrain", {"schedule": Constant(warmup=2)}),
+    ("sft", {"z_loss": 0.1}),
     ("sft", {"chats_per_step": 4}),
-    ("distill-offline", {"beta": 0.5}), ("distill-offline", {"top_k": 3}), ("distill-on-policy", {"form": ON_POLICY.replace(samples=1)}),
-    ("distill-on-policy", {"form": ON_POLICY.replace(temperature=0.3)}), ("distill-on-policy", {"form": ON_POLICY.replace(max_new=3)}),
-    ("distill-on-policy", {"form": ON_POLICY.replace(prompts=2)}), ("preference", {"beta": 5.0}), ("preference", {"normalise": True}),
-    ("preference", {"nll": 1.0}), ("preference", {"pairs_per_step": 4}), ("reward_model", {"center": 1.0}),
+    ("distill-offline", {"beta": 0.5}),
+    ("distill-offline", {"top_k": 3}),
+    ("distill-on-policy", {"form": ON_POLICY.replace(samples=1)}),
+    ("distill-on-policy", {"form": ON_POLICY.replace(temperature=0.3)}),
+    ("distill-on-policy", {"form": ON_POLICY.replace(max_new=3)}),
+    ("distill-on-policy", {"form": ON_POLICY.replace(prompts=2)}),
+    ("preference", {"beta": 5.0}),
+    ("preference", {"normalise": True}),
+    ("preference", {"nll": 1.0}),
+    ("preference", {"pairs_per_step": 4}),
+    ("reward_model", {"center": 1.0}),
     ("reward_model", {"optim": AdamW(lr=1e-2)}),
 ]
 

@@ -94,7 +94,11 @@ def test_clipping_scales_the_gradient_and_reports_the_norm_before() -> None:
 
 
 KNOBS: list[dict[str, Any]] = [
-    {"clip": 1e-3}, {"clip": None, "loss": Poisoned(100.0)}, {"numerics": "bf16"}, {"loss": Imitate(z_loss=1e-2)}, {"optim": AdamW()},
+    {"clip": 1e-3},
+    {"clip": None, "loss": Poisoned(100.0)},
+    {"numerics": "bf16"},
+    {"loss": Imitate(z_loss=1e-2)},
+    {"optim": AdamW()},
 ]
 
 

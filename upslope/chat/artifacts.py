@@ -48,10 +48,15 @@ class Chats(Artifact):
         for c in chats:
             if not c.messages:
                 raise UsageError(f"chat {c.id!r} has no messages")
-            rows.append((
-                c.id, str(c.meta.get("source", "")), _text([m.to_json() for m in c.messages]), _text(c.meta.get("parents", [])),
-                _text(c.meta.get("truth")),
-            ))
+            rows.append(
+                (
+                    c.id,
+                    str(c.meta.get("source", "")),
+                    _text([m.to_json() for m in c.messages]),
+                    _text(c.meta.get("parents", [])),
+                    _text(c.meta.get("truth")),
+                )
+            )
         _write(folder / "chats.parquet", CHAT_COLUMNS, rows)
         return cls.load(folder)
 
@@ -94,7 +99,8 @@ class Pairs(Artifact):
             Pair(
                 r["id"], messages_of(r["prompt"]), Message.from_json(r["chosen"]), Message.from_json(r["rejected"]), r["source"], r["split"]
             )
-            for r in rows if split is None or r["split"] == split
+            for r in rows
+            if split is None or r["split"] == split
         ]
 
     def __iter__(self) -> Iterator[Pair]:

@@ -96,8 +96,11 @@ class Message:
             ToolCall(inner["name"], inner.get("arguments")) for inner in (c.get("function", c) for c in data.get("tool_calls") or ())
         )
         return cls(
-            role=data["role"], content=data.get("content") or "", reasoning=data.get("reasoning_content") or data.get("reasoning") or "",
-            tool_calls=calls, train=data.get("train", True),
+            role=data["role"],
+            content=data.get("content") or "",
+            reasoning=data.get("reasoning_content") or data.get("reasoning") or "",
+            tool_calls=calls,
+            train=data.get("train", True),
         )
 
 
@@ -136,7 +139,9 @@ class Tokens:
         """Tokens that one role wrote."""
         n = len(ids)
         return cls(
-            np.asarray(ids, np.int32).reshape(n), np.full(n, ROLES.index(role), np.int8), np.full(n, int(PRIVILEGE[role]), np.int8),
+            np.asarray(ids, np.int32).reshape(n),
+            np.full(n, ROLES.index(role), np.int8),
+            np.full(n, int(PRIVILEGE[role]), np.int8),
             np.full(n, trainable, np.bool_),
         )
 
@@ -146,8 +151,10 @@ class Tokens:
         if not parts:
             return cls()
         return cls(
-            np.concatenate([p.ids for p in parts]), np.concatenate([p.role for p in parts]),
-            np.concatenate([p.privilege for p in parts]), np.concatenate([p.trainable for p in parts]),
+            np.concatenate([p.ids for p in parts]),
+            np.concatenate([p.role for p in parts]),
+            np.concatenate([p.privilege for p in parts]),
+            np.concatenate([p.trainable for p in parts]),
         )
 
     def __add__(self, other: Tokens) -> Tokens:

@@ -212,7 +212,9 @@ def rollouts(seen: RunRecord, which: str, count: int = 8) -> str:
 
     if which not in ("best", "worst", "changed"):
         raise UsageError(f"--samples {which!r}: best, worst or changed")
-    stages = [s for s in seen.stages if (s.state == "sealed" and (s.data / "traces").is_dir()) or (s.kind == "sample" and s.state == "sealed")]
+    stages = [
+        s for s in seen.stages if (s.state == "sealed" and (s.data / "traces").is_dir()) or (s.kind == "sample" and s.state == "sealed")
+    ]
     if not stages:
         raise UsageError(f"run {seen.name} has no finished stage with rollouts")
     folder = stages[-1].data
@@ -231,7 +233,7 @@ def funnel(run: str | None, store: Store) -> Answer:
     if not stages:
         raise UsageError(f"run {seen.name} has no corpus yet")
     corpus = Corpus.load(stages[0].data)
-    return render(corpus), corpus.funnel()
+    return render(corpus.funnel()), corpus.funnel()
 
 
 def diagnose(store: Store) -> list[tuple[str, str, str]]:

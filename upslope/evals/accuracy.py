@@ -53,8 +53,16 @@ def with_system(messages: Sequence[Mapping[str, Any]], *systems: str) -> list[di
 
 
 def answers(
-    engine: Engine, renderer: ChatML, tasks: Sequence[Task], sampling: Sampling, *, system: str = "", forced: bool = False,
-    samples: int = 1, seed: int = 0, check: Callable[[int], None] = lambda done: None,
+    engine: Engine,
+    renderer: ChatML,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    *,
+    system: str = "",
+    forced: bool = False,
+    samples: int = 1,
+    seed: int = 0,
+    check: Callable[[int], None] = lambda done: None,
 ) -> Iterator[Answer]:
     """Samples and grades `samples` answers to each task, in order.
 

@@ -92,13 +92,16 @@ class Table(Artifact):
         with atomic(out / "rows.parquet") as file:
             pq.write_table(pa.table(columns), file, compression="zstd", use_dictionary=True, write_statistics=False)
         counts = {suite: len({r.item for r in rows if r.suite == suite}) for suite in conditions}
-        write_json(out / "conditions.json", {
-            "rows": digest_file(out / "rows.parquet"),
-            "suites": {
-                suite: {"n": counts[suite], "object": card.subject.json(), "settings": dict(card.settings)}
-                for suite, card in conditions.items()
+        write_json(
+            out / "conditions.json",
+            {
+                "rows": digest_file(out / "rows.parquet"),
+                "suites": {
+                    suite: {"n": counts[suite], "object": card.subject.json(), "settings": dict(card.settings)}
+                    for suite, card in conditions.items()
+                },
             },
-        })
+        )
         return cls.load(out)
 
     def arrow(self) -> pa.Table:

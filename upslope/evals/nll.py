@@ -45,8 +45,14 @@ def windows(docs: Sequence[np.ndarray], context: int, overlap: int) -> Iterator[
 
 
 def document_nats(
-    model: Transformer, docs: Sequence[np.ndarray], *, context: int, overlap: int | None = None,
-    numerics: Literal["fp32", "bf16"] = "fp32", tokens: int = 4096, check: Callable[[int, int], None] = lambda done, total: None,
+    model: Transformer,
+    docs: Sequence[np.ndarray],
+    *,
+    context: int,
+    overlap: int | None = None,
+    numerics: Literal["fp32", "bf16"] = "fp32",
+    tokens: int = 4096,
+    check: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[np.ndarray]:
     """−ln p(token | document so far) for every token of every document, float64, one array per document.
 

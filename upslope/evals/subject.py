@@ -94,9 +94,13 @@ class Subject:
                 raise UsageError(f"{weights.name!r} has no {name}: what would be evaluated is not fully described")
         sampling = dump(deployment.sampling())
         return cls(
-            weights=_digest_all([*tensors, weights / "config.json"]), numerics=deployment.numerics,
-            tokenizer=digest_file(weights / "tokenizer.json"), template=_text_digest(chat_template(weights)),
-            system=_text_digest(deployment.system), sampling=canonical_json(sampling).decode(), engine=engine,
+            weights=_digest_all([*tensors, weights / "config.json"]),
+            numerics=deployment.numerics,
+            tokenizer=digest_file(weights / "tokenizer.json"),
+            template=_text_digest(chat_template(weights)),
+            system=_text_digest(deployment.system),
+            sampling=canonical_json(sampling).decode(),
+            engine=engine,
         )
 
 

@@ -142,8 +142,12 @@ class BitsPerByte(Suite):
         held = bench.heldout(self.documents)
         context = min(self.context, bench.checkpoint.config().context)
         nats = document_nats(
-            bench.model, [ids for _, ids, _ in held], context=context, overlap=min(self.overlap, context - 1),
-            numerics=bench.deployment.numerics, check=lambda done, total: bench.check(done, total, "windows"),
+            bench.model,
+            [ids for _, ids, _ in held],
+            context=context,
+            overlap=min(self.overlap, context - 1),
+            numerics=bench.deployment.numerics,
+            check=lambda done, total: bench.check(done, total, "windows"),
         )
         return [Row(self.label, item, NATS, float(x.sum()), size) for (item, _, size), x in zip(held, nats, strict=True)]
 
@@ -222,8 +226,14 @@ class Accuracy(Suite):
             )
         found: dict[str, list[tuple[float, float, float, int]]] = {}
         graded_answers = answers(
-            bench.engine, bench.renderer, chosen, self._deployed(bench).sampling(), system=bench.deployment.system,
-            forced=self.think == "forced", samples=self.samples, seed=bench.seed,
+            bench.engine,
+            bench.renderer,
+            chosen,
+            self._deployed(bench).sampling(),
+            system=bench.deployment.system,
+            forced=self.think == "forced",
+            samples=self.samples,
+            seed=bench.seed,
             check=lambda done: bench.check(done, len(chosen), "tasks"),
         )
         for a in graded_answers:

@@ -99,8 +99,15 @@ class Endpoint:
     """
 
     def __init__(
-        self, url: str, model: str, key_env: str = "", sampling: Sampling | None = None, tries: int = 5, backoff: float = 1.0,
-        parallel: int = 8, timeout: float = 120.0,
+        self,
+        url: str,
+        model: str,
+        key_env: str = "",
+        sampling: Sampling | None = None,
+        tries: int = 5,
+        backoff: float = 1.0,
+        parallel: int = 8,
+        timeout: float = 120.0,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"endpoint url = {url!r}: must start with http:// or https://")
@@ -122,8 +129,12 @@ class Endpoint:
 
     def _one(self, call: Chat) -> Reply:
         body: dict[str, Any] = {
-            "model": self.model, "messages": [_plain(m) for m in call.messages], "max_tokens": self.sampling.max_new,
-            "temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "seed": call.seed & 0x7FFFFFFF,
+            "model": self.model,
+            "messages": [_plain(m) for m in call.messages],
+            "max_tokens": self.sampling.max_new,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "seed": call.seed & 0x7FFFFFFF,
         }
         if call.tools:
             body["tools"] = [t.to_json() for t in call.tools]

@@ -105,8 +105,13 @@ class LocalEngine:
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer | None = None, slots: int = 512, numerics: Literal["fp32", "bf16"] = "fp32",
-        eos: Sequence[int] | None = None, version: int = 0,
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None = None,
+        slots: int = 512,
+        numerics: Literal["fp32", "bf16"] = "fp32",
+        eos: Sequence[int] | None = None,
+        version: int = 0,
     ) -> None:
         if eos is None:
             eos = () if tokenizer is None else end_ids(tokenizer)

@@ -128,7 +128,7 @@ class Context:
         """
         assert self._memo is not None and callable(step)
         identity = {
-            "step": type(step).__qualname__,
+            "step": f"{type(step).__module__}:{type(step).__qualname__}",
             "version": getattr(type(step), "version", 1),
             "config": dump(step, identity=True, code=self._code),
         }

@@ -80,3 +80,4 @@ def link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing

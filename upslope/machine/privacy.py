@@ -48,19 +48,23 @@ def _host() -> re.Pattern[str] | None:
 
 def redact(value: Any) -> Any:
     """The same JSON value with working folder → ".", home → "~", host name → "‹host›", secrets → "‹redacted›"."""
+    return _redact(value, tuple(_secret_values()))
+
+
+def _redact(value: Any, secrets: tuple[str, ...]) -> Any:
     if isinstance(value, str):
         for path, shown in _names():
             value = value.replace(path, shown)
         host = _host()
         if host is not None:
             value = host.sub("‹host›", value)
-        for secret in _secret_values():
+        for secret in secrets:
             value = value.replace(secret, "‹redacted›")
         return _SECRET_SHAPES.sub("‹redacted›", value)
     if isinstance(value, dict):
-        return {redact(k): redact(v) for k, v in value.items()}
+        return {_redact(k, secrets): _redact(v, secrets) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [redact(v) for v in value]
+        return [_redact(v, secrets) for v in value]
     return value
 
 

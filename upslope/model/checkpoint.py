@@ -1,9 +1,9 @@
 """The checkpoint artifact: a model, its tokenizer, and what else a later stage may need, in one folder.
 
-    weights/            a folder that `transformers` loads: config.json, model.safetensors, generation_config.json, tokenizer files
-    model.json          the ModelConfig
-    head.safetensors    a scalar reward head (reward models only)
-    state/              optimizer state (training stages only; `Continue` reads it)
+weights/            a folder that `transformers` loads: config.json, model.safetensors, generation_config.json, tokenizer files
+model.json          the ModelConfig
+head.safetensors    a scalar reward head (reward models only)
+state/              optimizer state (training stages only; `Continue` reads it)
 """
 
 from __future__ import annotations

@@ -204,16 +204,34 @@ class ModelConfig(Config):
 
 
 def dense(
-    d_model: int, depth: int, heads: int, kv_heads: int, head_dim: int, hidden: int, *, context: int, base: float = 10_000.0,
-    head: Untied | Tied | None = None, init: ZeroOut | Normal | None = None, vocab: int = 0, eps: float = 1e-6, qk_norm: bool = True,
+    d_model: int,
+    depth: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    hidden: int,
+    *,
+    context: int,
+    base: float = 10_000.0,
+    head: Untied | Tied | None = None,
+    init: ZeroOut | Normal | None = None,
+    vocab: int = 0,
+    eps: float = 1e-6,
+    qk_norm: bool = True,
 ) -> ModelConfig:
     """A Qwen3-shaped dense model (Llama-shaped without QK-norm): one block repeated `depth` times."""
     norm = RMS(eps=eps) if qk_norm else None
     mixer = Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=Rope(base=base), qk_norm=norm)
     block = Layer(mixer=mixer, ffn=Gated(hidden=hidden), norm=PreNorm(eps=eps))
     return ModelConfig(
-        d_model=d_model, blocks=FrozenDict(dense=block), pattern=(("dense", depth),), head=head or Untied(),
-        final_norm=RMS(eps=eps), init=init or ZeroOut(), vocab=vocab, context=context,
+        d_model=d_model,
+        blocks=FrozenDict(dense=block),
+        pattern=(("dense", depth),),
+        head=head or Untied(),
+        final_norm=RMS(eps=eps),
+        init=init or ZeroOut(),
+        vocab=vocab,
+        context=context,
     )
 
 

@@ -61,17 +61,54 @@ _DENSE = (
 _QK_NORM = tuple(Rule(f"blocks.{{layer}}.mixer.{n}_norm.weight", f"model.layers.{{layer}}.self_attn.{n}_norm.weight") for n in "qk")
 
 _SHAPE = {
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
-    "max_position_embeddings", "vocab_size", "rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling", "tie_word_embeddings",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "vocab_size",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "tie_word_embeddings",
 }
 _FIXED: dict[str, tuple[Any, ...]] = {  # keys that change the computation, with the values that we compute
-    "hidden_act": ("silu",), "attention_bias": (False, None), "mlp_bias": (False, None), "use_sliding_window": (False, None),
-    "quantization_config": (None,), "pretraining_tp": (1, None), "is_decoder": (None, True, False), "add_cross_attention": (None, False),
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "use_sliding_window": (False, None),
+    "quantization_config": (None,),
+    "pretraining_tp": (1, None),
+    "is_decoder": (None, True, False),
+    "add_cross_attention": (None, False),
 }
 _HARMLESS = {
-    "architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "use_cache", "initializer_range", "attention_dropout",
-    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "max_window_layers", "sliding_window", "layer_types", "name_or_path",
-    "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id", "problem_type",
+    "architectures",
+    "model_type",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "initializer_range",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "sep_token_id",
+    "max_window_layers",
+    "sliding_window",
+    "layer_types",
+    "name_or_path",
+    "chunk_size_feed_forward",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "id2label",
+    "label2id",
+    "problem_type",
     "is_encoder_decoder",
 }
 
@@ -90,11 +127,22 @@ def _write_dense(config: ModelConfig, kind: str, architecture: str, qk_norm: boo
     if len(eps) > 1:
         return f"its norms have different eps ({', '.join(f'{e:g}' for e in sorted(eps))})"
     out = {
-        "architectures": [architecture], "model_type": kind, "dtype": "float32", "hidden_act": "silu", "attention_bias": False,
-        "hidden_size": config.d_model, "num_hidden_layers": config.depth, "num_attention_heads": mixer.heads,
-        "num_key_value_heads": mixer.kv_heads, "head_dim": mixer.head_dim, "intermediate_size": first.ffn.hidden,
-        "max_position_embeddings": config.context, "vocab_size": config.vocab, "rms_norm_eps": eps.pop(),
-        "rope_parameters": {"rope_type": "default", "rope_theta": mixer.position.base}, "rope_theta": mixer.position.base,
+        "architectures": [architecture],
+        "model_type": kind,
+        "dtype": "float32",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": mixer.heads,
+        "num_key_value_heads": mixer.kv_heads,
+        "head_dim": mixer.head_dim,
+        "intermediate_size": first.ffn.hidden,
+        "max_position_embeddings": config.context,
+        "vocab_size": config.vocab,
+        "rms_norm_eps": eps.pop(),
+        "rope_parameters": {"rope_type": "default", "rope_theta": mixer.position.base},
+        "rope_theta": mixer.position.base,
         "tie_word_embeddings": isinstance(config.head, Tied),
     }
     return out
@@ -117,9 +165,19 @@ def _read_dense(data: Mapping[str, Any], qk_norm: bool) -> ModelConfig:
         tied, std = data.get("tie_word_embeddings", False), float(data.get("initializer_range", 0.02))
         base = float(rope.get("rope_theta", data.get("rope_theta", 10_000.0)))
         model = dense(
-            width, data["num_hidden_layers"], heads, data.get("num_key_value_heads") or heads, data.get("head_dim") or width // heads,
-            data["intermediate_size"], context=data["max_position_embeddings"], base=base, vocab=data["vocab_size"],
-            head=Tied() if tied else Untied(), init=Normal(std=std), eps=float(data["rms_norm_eps"]), qk_norm=qk_norm,
+            width,
+            data["num_hidden_layers"],
+            heads,
+            data.get("num_key_value_heads") or heads,
+            data.get("head_dim") or width // heads,
+            data["intermediate_size"],
+            context=data["max_position_embeddings"],
+            base=base,
+            vocab=data["vocab_size"],
+            head=Tied() if tied else Untied(),
+            init=Normal(std=std),
+            eps=float(data["rms_norm_eps"]),
+            qk_norm=qk_norm,
         )
     except KeyError as e:
         raise UsageError(f"config.json: {e.args[0]!r} is missing") from None
@@ -127,12 +185,14 @@ def _read_dense(data: Mapping[str, Any], qk_norm: bool) -> ModelConfig:
 
 
 QWEN3 = Family(
-    "qwen3", "Qwen3ForCausalLM", _DENSE + _QK_NORM,
-    lambda c: _write_dense(c, "qwen3", "Qwen3ForCausalLM", True), lambda d: _read_dense(d, True),
+    "qwen3",
+    "Qwen3ForCausalLM",
+    _DENSE + _QK_NORM,
+    lambda c: _write_dense(c, "qwen3", "Qwen3ForCausalLM", True),
+    lambda d: _read_dense(d, True),
 )
 LLAMA = Family(
-    "llama", "LlamaForCausalLM", _DENSE,
-    lambda c: _write_dense(c, "llama", "LlamaForCausalLM", False), lambda d: _read_dense(d, False),
+    "llama", "LlamaForCausalLM", _DENSE, lambda c: _write_dense(c, "llama", "LlamaForCausalLM", False), lambda d: _read_dense(d, False)
 )
 FAMILIES: dict[str, Family] = {family.kind: family for family in (QWEN3, LLAMA)}
 

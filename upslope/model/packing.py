@@ -100,9 +100,7 @@ class Packing:
         """x (T, heads, D) → per bucket (S_b, heads, L_b, D)."""
         if self.source is not None:
             x = _Spread.apply(x, self.source, self.place)
-        return [
-            x[b.start : b.start + b.rows * b.length].unflatten(0, (b.rows, b.length)).transpose(1, 2) for b in self.buckets
-        ]
+        return [x[b.start : b.start + b.rows * b.length].unflatten(0, (b.rows, b.length)).transpose(1, 2) for b in self.buckets]
 
     def unpad(self, parts: Sequence[Tensor]) -> Tensor:
         """Per bucket (S_b, heads, L_b, D) → (T, heads, D)."""

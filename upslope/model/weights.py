@@ -108,12 +108,16 @@ def copy_into(model: Transformer, given: Mapping[str, Tensor], family: Family | 
     unexpected = sorted(set(rest) - set(wanted.values()))
     shapes = [
         f"{t} {tuple(rest[t].shape)}, wanted {tuple(parameters[o].shape)}"
-        for o, t in wanted.items() if t in rest and rest[t].shape != parameters[o].shape
+        for o, t in wanted.items()
+        if t in rest and rest[t].shape != parameters[o].shape
     ]
     if missing or unexpected or shapes:
         lines = ["the tensors do not fit the config:"]
-        lines += [f"{len(v)} {k}: {', '.join(v[:3])}{', ...' if len(v) > 3 else ''}" for k, v in
-                  (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes)) if v]
+        lines += [
+            f"{len(v)} {k}: {', '.join(v[:3])}{', ...' if len(v) > 3 else ''}"
+            for k, v in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+            if v
+        ]
         raise UsageError("\n".join([*lines, "way out: give the config.json that was saved with these weights"]))
     for ours, theirs in wanted.items():
         if not bool(torch.isfinite(rest[theirs]).all()):

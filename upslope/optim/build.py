@@ -24,7 +24,9 @@ class Optimizer:
             matrices = {n: p for n, p in live.items() if role(n, p) == "matrix"}
             rest = {n: p for n, p in live.items() if n not in matrices}
             self.parts: list[tuple[AdamWPart | MuonPart, float]] = [
-                (MuonPart(matrices, config), 1.0), (AdamWPart(rest, config.rest), config.rest.lr / config.lr)]
+                (MuonPart(matrices, config), 1.0),
+                (AdamWPart(rest, config.rest), config.rest.lr / config.lr),
+            ]
         else:
             self.parts = [(AdamWPart(live, config), 1.0)]
         self.parameters = list(live.values())
@@ -47,8 +49,10 @@ class Optimizer:
         """Restores `state()`; UsageError where names or shapes differ (another optimizer or another model)."""
         mine = self.state()
         if wrong := sorted(set(mine) ^ set(state)):
-            raise UsageError(f"optimizer state: {len(wrong)} names differ, first {wrong[0]!r}\nway out: continue with the optimizer "
-                             "and model that wrote it, or use init kind 'load' to start with a new optimizer")
+            raise UsageError(
+                f"optimizer state: {len(wrong)} names differ, first {wrong[0]!r}\nway out: continue with the optimizer "
+                "and model that wrote it, or use init kind 'load' to start with a new optimizer"
+            )
         for name, value in mine.items():
             if state[name].shape != value.shape:
                 raise UsageError(f"optimizer state: {name!r} has shape {tuple(state[name].shape)}, this model wants {tuple(value.shape)}")

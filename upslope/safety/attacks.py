@@ -181,7 +181,16 @@ LADDER: tuple[tuple[str, ...], ...] = (
 """The turns of the crescendo, each in several wordings."""
 
 STANDARD: tuple[Attack, ...] = (
-    Direct(), Prefix(), RolePlay(), ToolOutput(), Crescendo(), Encoded(codec="reversed"), Encoded(codec="spaced"), Encoded(codec="rot13"),
-    Encoded(codec="base64"), Encoded(codec="leet"), Encoded(codec="morse"),
+    Direct(),
+    Prefix(),
+    RolePlay(),
+    ToolOutput(),
+    Crescendo(),
+    Encoded(codec="reversed"),
+    Encoded(codec="spaced"),
+    Encoded(codec="rot13"),
+    Encoded(codec="base64"),
+    Encoded(codec="leet"),
+    Encoded(codec="morse"),
 )
 """All attacks of this package."""

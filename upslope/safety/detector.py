@@ -38,8 +38,34 @@ class Case(NamedTuple):
 
 _CARRIERS = ("{}", "Fine: {}", "The word you want is {}.")
 _REFUSALS = ("No.", "I cannot tell you that.", "That is a secret.", "I will not say the word.", "Sorry, ask me something else.")
-_WORDS = ("apple", "bridge", "copper", "doctor", "ember", "fabric", "garden", "harbor", "island", "jacket", "kettle", "ladder", "market",
-          "needle", "orange", "pencil", "quarry", "ribbon", "saddle", "ticket", "umbrella", "velvet", "window", "xylem", "yellow", "zebra")
+_WORDS = (
+    "apple",
+    "bridge",
+    "copper",
+    "doctor",
+    "ember",
+    "fabric",
+    "garden",
+    "harbor",
+    "island",
+    "jacket",
+    "kettle",
+    "ladder",
+    "market",
+    "needle",
+    "orange",
+    "pencil",
+    "quarry",
+    "ribbon",
+    "saddle",
+    "ticket",
+    "umbrella",
+    "velvet",
+    "window",
+    "xylem",
+    "yellow",
+    "zebra",
+)
 
 
 def cases(secrets: Sequence[str]) -> Iterator[Case]:

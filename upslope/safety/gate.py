@@ -135,10 +135,19 @@ def decide(framework: Framework, subject: Subject, tables: Sequence[Table], appr
     outcomes = {outcome for outcome, _ in problems}
     outcome: Outcome = "not satisfied" if "not satisfied" in outcomes else "insufficient" if outcomes else "satisfied"
     return {
-        "framework": _finite(dump(framework)), "framework_digest": framework.digest(), "demo": framework.demo, "outcome": outcome,
-        "label": label(outcome, framework.demo), **({"watermark": WATERMARK} if framework.demo else {}), "object": subject.json(),
-        "object_digest": subject.digest(), "evidence": evidence, "findings": [f.json() for f in findings],
-        "reasons": [why for _, why in problems], "approvals": [dump(a) for a in approvals], "not_tested": list(framework.not_tested),
+        "framework": _finite(dump(framework)),
+        "framework_digest": framework.digest(),
+        "demo": framework.demo,
+        "outcome": outcome,
+        "label": label(outcome, framework.demo),
+        **({"watermark": WATERMARK} if framework.demo else {}),
+        "object": subject.json(),
+        "object_digest": subject.digest(),
+        "evidence": evidence,
+        "findings": [f.json() for f in findings],
+        "reasons": [why for _, why in problems],
+        "approvals": [dump(a) for a in approvals],
+        "not_tested": list(framework.not_tested),
     }
 
 

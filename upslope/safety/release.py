@@ -50,8 +50,14 @@ def admit(decision: Decision, subject: Subject, tables: Sequence[Table]) -> dict
 
 
 def write_release(
-    out: Path, name: str, weights: Path, deployment: Deployment, decision: Mapping[str, Any], tables: Sequence[Table],
-    sources: Sequence[DataSource] = (), licence: str = "not stated",
+    out: Path,
+    name: str,
+    weights: Path,
+    deployment: Deployment,
+    decision: Mapping[str, Any],
+    tables: Sequence[Table],
+    sources: Sequence[DataSource] = (),
+    licence: str = "not stated",
 ) -> Release:
     """Links the weights into `out` and writes card, generation settings and provenance; equal inputs give equal bytes.
 
@@ -63,10 +69,18 @@ def write_release(
     settings = read_json(weights / "generation_config.json") if (weights / "generation_config.json").is_file() else {}
     write_json(out / "generation_config.json", settings | _generation(deployment))
     provenance = {
-        "name": name, "object": decision["object"], "object_digest": decision["object_digest"], "outcome": decision["label"],
-        "demo": decision["demo"], **({"watermark": decision["watermark"]} if decision["demo"] else {}), "system_prompt": deployment.system,
-        "framework": decision["framework"]["name"], "framework_digest": decision["framework_digest"],
-        "evidence": [e["digest"] for e in decision["evidence"]], "sources": [s._asdict() for s in sources], "licence": licence,
+        "name": name,
+        "object": decision["object"],
+        "object_digest": decision["object_digest"],
+        "outcome": decision["label"],
+        "demo": decision["demo"],
+        **({"watermark": decision["watermark"]} if decision["demo"] else {}),
+        "system_prompt": deployment.system,
+        "framework": decision["framework"]["name"],
+        "framework_digest": decision["framework_digest"],
+        "evidence": [e["digest"] for e in decision["evidence"]],
+        "sources": [s._asdict() for s in sources],
+        "licence": licence,
         "files": {f.relative_to(weights).as_posix(): digest_path(f) for f in walk(weights) if f.name != "generation_config.json"},
     }
     write_json(out / "release.json", provenance)
@@ -92,31 +106,53 @@ def card(
         lines += [f"> **{decision['watermark']}.** The rules demonstrate the machinery; they say nothing about safety.", ""]
     lines += ["## What it can and cannot do", "", *_abilities([r for r in rows if r.suite == "accuracy" and r.metric == "correct"]), ""]
     lines += ["## Evaluation", "", "95 % intervals; n = items. Suites are described in the evidence's `conditions.json`.", ""]
-    lines += _table(("suite", "metric", "value", "interval", "n"), [
-        (s, m, _number(e), _interval(e), str(e.n)) for s in suites for m in sorted({r.metric for r in rows if r.suite == s})
-        for e in [estimate([r for r in rows if r.suite == s and r.metric == m], group="")]
-    ])
+    lines += _table(
+        ("suite", "metric", "value", "interval", "n"),
+        [
+            (s, m, _number(e), _interval(e), str(e.n))
+            for s in suites
+            for m in sorted({r.metric for r in rows if r.suite == s})
+            for e in [estimate([r for r in rows if r.suite == s and r.metric == m], group="")]
+        ],
+    )
     lines += ["## Decision", "", f"{decision['label']} (framework `{decision['framework']['name']}`).", ""]
-    lines += _table(("rule", "category", "outcome", "measured"), [
-        (f["indicator"]["name"], f["indicator"]["category"], f["outcome"], f["why"]) for f in decision["findings"]
-    ])
+    lines += _table(
+        ("rule", "category", "outcome", "measured"),
+        [(f["indicator"]["name"], f["indicator"]["category"], f["outcome"], f["why"]) for f in decision["findings"]],
+    )
     lines += ["Not tested:", "", *[f"- {what}" for what in decision["not_tested"] or ["the framework names nothing"]], ""]
     lines += ["It holds for this object alone: other weights, numerics, template, system prompt or sampling are not covered.", ""]
     lines += _table(("part of the object", "value"), [(k, f"`{v}`") for k, v in decision["object"].items()])
     lines += ["## Training data", ""]
-    lines += _table(("source", "documents", "tokens", "bytes", "held out", "licence"), [
-        (s.name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}", f"{s.heldout:,}", s.licence) for s in sources
-    ]) if sources else ["Not recorded: no token shards were given to the release.", ""]
+    lines += (
+        _table(
+            ("source", "documents", "tokens", "bytes", "held out", "licence"),
+            [(s.name, f"{s.documents:,}", f"{s.tokens:,}", f"{s.bytes:,}", f"{s.heldout:,}", s.licence) for s in sources],
+        )
+        if sources
+        else ["Not recorded: no token shards were given to the release.", ""]
+    )
     lines += ["## Use", "", f"Licence of the weights: {licence}.", ""]
     sampled = f"temperature {deployment.temperature:g}, top-p {deployment.top_p:g}, top-k {deployment.top_k}"
     how = sampled if deployment.temperature else "greedy"
     lines += [f"System prompt: {deployment.system or 'none'}. Answers: at most {deployment.max_new} tokens, {how}.", ""]
-    lines += ["```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-              'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
-              'ids = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], add_generation_prompt=True, return_tensors="pt")',
-              "```", ""]
-    lines += ["## Provenance", "", *[f"- evidence `{e['digest']}`: {', '.join(sorted(e['suites']))}" for e in decision["evidence"]],
-              f"- rules `{decision['framework_digest']}`", f"- object `{decision['object_digest']}`", ""]
+    lines += [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model, tokenizer = AutoModelForCausalLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
+        'ids = tokenizer.apply_chat_template([{"role": "user", "content": "..."}], add_generation_prompt=True, return_tensors="pt")',
+        "```",
+        "",
+    ]
+    lines += [
+        "## Provenance",
+        "",
+        *[f"- evidence `{e['digest']}`: {', '.join(sorted(e['suites']))}" for e in decision["evidence"]],
+        f"- rules `{decision['framework_digest']}`",
+        f"- object `{decision['object_digest']}`",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -133,7 +169,7 @@ def _abilities(rows: Sequence[Row]) -> list[str]:
             kind = "Cannot"
         found[kind].append(f"{family} ({_number(e)} {_interval(e)}, n={e.n})")
     lines = [f"- {kind}: {', '.join(members)}" for kind, members in found.items() if members]
-    return [f"Share of held-out problems answered correctly; \"can\" = the whole interval is at or above {CAN:.0%}.", "", *lines]
+    return [f'Share of held-out problems answered correctly; "can" = the whole interval is at or above {CAN:.0%}.', "", *lines]
 
 
 def _number(e: Estimate) -> str:

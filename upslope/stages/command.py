@@ -51,6 +51,10 @@ class Command(Stage):
     returns: Literal["files", "checkpoint", "corpus", "tasks", "chats", "table"] = "files"
     revision: Annotated[int, Field(ge=0)] = 0
 
+    def produces(self) -> str:
+        """Decided by `returns`."""
+        return _CLASSES[self.returns].rpartition(":")[2]
+
     def check(self, inputs: Mapping[str, Any]) -> list[Problem]:
         """Files on the command line that are not declared: an edit to them would go unnoticed."""
         declared = {Path(f.uri).expanduser().resolve() for f in self.files}

@@ -91,7 +91,8 @@ class Distill(Training):
             restore(self.init, ctx, trainer)
             renderer = ChatML(tokenizer)
             plan = (
-                self._on_policy(self.form, ctx, trainer, renderer) if isinstance(self.form, OnPolicy)
+                self._on_policy(self.form, ctx, trainer, renderer)
+                if isinstance(self.form, OnPolicy)
                 else self._offline(self.form, ctx, trainer, renderer)
             )
         steps = self.steps_of(plan.examples, plan.per_step, plan.tokens, sum(p.numel() for p in model.parameters()))
@@ -153,5 +154,7 @@ class Distill(Training):
 def same_tokens(student: Tokenizer, teacher: Tokenizer) -> None:
     """UsageError where two tokenizers give ids other meanings: a divergence over the vocabulary would be nonsense."""
     if (student.path / "tokenizer.json").read_bytes() != (teacher.path / "tokenizer.json").read_bytes():
-        raise UsageError("distill: student and teacher have different tokenizers, so their distributions cannot be compared\n"
-                         "way out: a teacher with the student's tokenizer, or sft on chats that the teacher wrote")
+        raise UsageError(
+            "distill: student and teacher have different tokenizers, so their distributions cannot be compared\n"
+            "way out: a teacher with the student's tokenizer, or sft on chats that the teacher wrote"
+        )

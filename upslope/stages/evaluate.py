@@ -25,7 +25,12 @@ class Evaluate(Stage):
     makes: ClassVar[str] = "Table"
     seeded: ClassVar[bool] = True
     code: ClassVar[tuple[str, ...]] = (
-        "upslope.evals", "upslope.stats", "upslope.generate", "upslope.model", "upslope.chat", "upslope.tasks",
+        "upslope.evals",
+        "upslope.stats",
+        "upslope.generate",
+        "upslope.model",
+        "upslope.chat",
+        "upslope.tasks",
     )
 
     checkpoint: Annotated[Input, Wants("Checkpoint")]
@@ -54,10 +59,13 @@ class Evaluate(Stage):
             ctx.events.progress(done, total, unit)
 
         bench = Bench(
-            ctx.open(self.checkpoint, Checkpoint), self.deployment,
+            ctx.open(self.checkpoint, Checkpoint),
+            self.deployment,
             tasks=ctx.open(self.tasks, Tasks).read("heldout") if self.tasks else (),
-            shards=tuple(ctx.open(s, TokenShards) for s in self.shards), mixture=ctx.open(self.mixture, Mixture) if self.mixture else None,
-            seed=ctx.seed, check=check,
+            shards=tuple(ctx.open(s, TokenShards) for s in self.shards),
+            mixture=ctx.open(self.mixture, Mixture) if self.mixture else None,
+            seed=ctx.seed,
+            check=check,
         )
         rows: list[Row] = []
         with ctx.events.state("evaluate"):

@@ -66,9 +66,13 @@ class Preference(Training):
                 ratio = ratio / data.heldout_sizes()
         right = interval(int((ratio[:, 0] > ratio[:, 1]).sum()), len(ratio))
         ctx.fact(
-            pairs=len(data.train), heldout_accuracy=right, heldout_ties=int((ratio[:, 0] == ratio[:, 1]).sum()),
-            heldout_prefers_chosen={"before": interval(int((before[:, 0] > before[:, 1]).sum()), len(before)),
-                                    "after": interval(int((after[:, 0] > after[:, 1]).sum()), len(after))},
+            pairs=len(data.train),
+            heldout_accuracy=right,
+            heldout_ties=int((ratio[:, 0] == ratio[:, 1]).sum()),
+            heldout_prefers_chosen={
+                "before": interval(int((before[:, 0] > before[:, 1]).sum()), len(before)),
+                "after": interval(int((after[:, 0] > after[:, 1]).sum()), len(after)),
+            },
             chosen_logprob_change=round(float(ratio[:, 0].mean()), 5) if len(ratio) else None,
         )
         shown = "no held-out pairs" if right is None else f"{right['value']:.1%} of {right['n']} held-out pairs ranked right"

@@ -27,7 +27,13 @@ class RedTeam(Stage):
     makes: ClassVar[str] = "Table"
     seeded: ClassVar[bool] = True
     code: ClassVar[tuple[str, ...]] = (
-        "upslope.safety", "upslope.evals", "upslope.stats", "upslope.generate", "upslope.model", "upslope.chat", "upslope.tasks",
+        "upslope.safety",
+        "upslope.evals",
+        "upslope.stats",
+        "upslope.generate",
+        "upslope.model",
+        "upslope.chat",
+        "upslope.tasks",
     )
 
     checkpoint: Annotated[Input, Wants("Checkpoint")]
@@ -69,8 +75,16 @@ class RedTeam(Stage):
         before = [rt.Episode.of(e) for e in read_json(state)] if state.exists() else None
         with ctx.events.state("evaluate"):
             episodes = rt.campaign(
-                target, self.attacks, against, self.budget, system=system, seed=seed, at_once=self.at_once, episodes=before,
-                save=lambda runs: write_json(state, [e.json() for e in runs]), check=check,
+                target,
+                self.attacks,
+                against,
+                self.budget,
+                system=system,
+                seed=seed,
+                at_once=self.at_once,
+                episodes=before,
+                save=lambda runs: write_json(state, [e.json() for e in runs]),
+                check=check,
             )
             rows: list[Row] = [*rt.attack_rows(episodes, self.attacks, against), *rt.detector_rows(against)]
             if self.tasks is not None:
@@ -80,12 +94,15 @@ class RedTeam(Stage):
         weights = (bench.subject.weights or "")[:12]
         card = Condition(bench.subject, {"budget": dump(self.budget), "attacks": [dump(a) for a in self.attacks], "secrets": self.secrets})
         blank = Condition(Subject(), {"secrets": self.secrets})
-        write_text(ctx.out / "attempts.jsonl", "".join(
-            json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in rt.transcript(episodes, self.attacks, against)
-        ))
-        table = Table.write(ctx.out, [r._replace(run=weights) for r in rows], {
-            suite: blank if suite == rt.DETECTOR else card for suite in {r.suite for r in rows}
-        })
+        write_text(
+            ctx.out / "attempts.jsonl",
+            "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in rt.transcript(episodes, self.attacks, against)),
+        )
+        table = Table.write(
+            ctx.out,
+            [r._replace(run=weights) for r in rows],
+            {suite: blank if suite == rt.DETECTOR else card for suite in {r.suite for r in rows}},
+        )
         self._tell(ctx, table, sum(len(e.tree) for e in episodes), sum(e.undetermined for e in episodes))
         return table
 

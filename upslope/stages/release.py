@@ -50,5 +50,5 @@ class ReleaseStage(Stage):
                 sources.append(DataSource(source, size.docs, size.tokens, size.bytes, self.licences.get(source, "not stated"), held))
         release = write_release(ctx.out, self.name, weights, self.deployment, decision, tables, sources, self.licence)
         ctx.fact(outcome=decision["label"], object=decision["object_digest"])
-        ctx.say(f"{self.name}: released" + (f", stamped \"{decision['watermark']}\"" if decision["demo"] else f" ({decision['label']})"))
+        ctx.say(f"{self.name}: released" + (f', stamped "{decision["watermark"]}"' if decision["demo"] else f" ({decision['label']})"))
         return release

@@ -85,11 +85,15 @@ class Synthesize(Stage):
     """
 
     kind: ClassVar[str] = "synthesize"
-    makes: ClassVar[str] = "Artifact"  # depends on the form; inputs are checked again when they are opened
+    makes: ClassVar[str] = "Artifact"
     seeded: ClassVar[bool] = True
     code: ClassVar[tuple[str, ...]] = ("upslope.tasks", "upslope.chat")
 
     form: Annotated[Problems | Texts | Demos, Field(discriminator="kind")]
+
+    def produces(self) -> str:
+        """Decided by the form."""
+        return {"problems": "Tasks", "texts": "Corpus", "chats": "Chats"}[self.form.kind]
 
     def run(self, ctx: Context) -> Artifact:
         """UsageError where the tasks have no worked solution, or the train split is empty."""
@@ -175,7 +179,8 @@ def _demos(form: Demos, ctx: Context) -> Artifact:
                 counts["leaking"] += 1
             counts["thinking" if reply.reasoning else "direct"] += 1
             yield Chat(
-                f"{form.source}.{i}", (*messages_of(task.messages), reply),
+                f"{form.source}.{i}",
+                (*messages_of(task.messages), reply),
                 {"source": form.source, "parents": [task.id], "truth": task.truth},
             )
 

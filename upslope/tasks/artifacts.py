@@ -40,8 +40,14 @@ class Tasks(Artifact):
                 raise UsageError(f"problem {canonical} is in both splits (task {task.id})\nway out: split by the canonical problem")
             ids.add(task.id)
             values = (
-                task.id, task.family, float(task.level), split, canonical,
-                _text(list(task.messages)), _text(list(task.tools)), _text(task.truth),
+                task.id,
+                task.family,
+                float(task.level),
+                split,
+                canonical,
+                _text(list(task.messages)),
+                _text(list(task.tools)),
+                _text(task.truth),
             )
             for name, value in zip(COLUMNS, values, strict=True):
                 columns[name].append(value)
@@ -59,7 +65,8 @@ class Tasks(Artifact):
         table = pq.read_table(self.path / "tasks.parquet")
         return [
             Task(r["id"], r["family"], tuple(json.loads(r["messages"])), tuple(json.loads(r["tools"])), json.loads(r["truth"]), r["level"])
-            for r in table.to_pylist() if split is None or r["split"] == split
+            for r in table.to_pylist()
+            if split is None or r["split"] == split
         ]
 
 

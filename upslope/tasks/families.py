@@ -104,7 +104,9 @@ def _solve_sub(p: Problem) -> Solution:
 
 
 OPERATORS: Mapping[str, Callable[[int, int], int]] = {
-    "+": lambda x, y: (x + y) % 10, "-": lambda x, y: (x - y) % 10, "*": lambda x, y: (x * y) % 10,
+    "+": lambda x, y: (x + y) % 10,
+    "-": lambda x, y: (x - y) % 10,
+    "*": lambda x, y: (x * y) % 10,
 }
 
 

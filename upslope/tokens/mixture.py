@@ -36,7 +36,11 @@ class Mixture(Artifact):
 
     @classmethod
     def write(
-        cls, folder: Path, weights: Mapping[str, Weight], tokens: int, caps: Mapping[str, float] | None = None,
+        cls,
+        folder: Path,
+        weights: Mapping[str, Weight],
+        tokens: int,
+        caps: Mapping[str, float] | None = None,
         over: Literal["refuse", "alarm"] = "refuse",
     ) -> Mixture:
         """Writes a mixture. Weights need not sum to 1. caps: most epochs of a source; over: what exceeding one does.

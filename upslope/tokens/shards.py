@@ -161,10 +161,16 @@ class ShardWriter:
             for file in pair:
                 file.close()
         self._files.clear()
-        write_json(self.folder / "shards.json", {
-            "sources": {s: {"file": _stem(s), **c._asdict()} for s, c in self.counts.items()}, "dtype": self.dtype.str,
-            "vocab_size": self.tokenizer.vocab_size, "tokenizer": self.tokenizer.digest, "eos": self.tokenizer.eos,
-        })
+        write_json(
+            self.folder / "shards.json",
+            {
+                "sources": {s: {"file": _stem(s), **c._asdict()} for s, c in self.counts.items()},
+                "dtype": self.dtype.str,
+                "vocab_size": self.tokenizer.vocab_size,
+                "tokenizer": self.tokenizer.digest,
+                "eos": self.tokenizer.eos,
+            },
+        )
         return TokenShards.load(self.folder)
 
     def _open(self, source: str) -> tuple[IO[bytes], IO[bytes]]:

@@ -101,10 +101,15 @@ class Stream:
         self._windows: OrderedDict[int, _Window] = OrderedDict()
         if mixture.refuses and (exceeded := self.over()):
             lines = [f"{s}: {self.epochs(self.total)[s]:.2f} epochs, at most {mixture.caps[s]:g}" for s in exceeded[:3]]
-            raise UsageError("\n".join([
-                f"the run of {self.total:,} samples of {length} tokens repeats sources more often than their caps allow", *lines,
-                "way out: fewer tokens, a lower weight, a higher cap, or over = 'alarm' in the mix stage",
-            ]))
+            raise UsageError(
+                "\n".join(
+                    [
+                        f"the run of {self.total:,} samples of {length} tokens repeats sources more often than their caps allow",
+                        *lines,
+                        "way out: fewer tokens, a lower weight, a higher cap, or over = 'alarm' in the mix stage",
+                    ]
+                )
+            )
 
     def sample(self, k: int) -> Sample:
         """Sample k ≥ 0: the same whoever asks, whatever was asked before."""

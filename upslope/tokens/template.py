@@ -10,9 +10,7 @@ EOS, IM_START, IM_END, THINK, END_THINK = "<|endoftext|>", "<|im_start|>", "<|im
 SPECIALS = (EOS, IM_START, IM_END, THINK, END_THINK)
 """The special tokens of a trained tokenizer; ids 0 to 4."""
 
-TOOLS_HEAD = (
-    "# Tools\n\nTo call a function, write:\n<tool_call>\n{\"name\": <name>, \"arguments\": <object>}\n</tool_call>\n\nFunctions:"
-)
+TOOLS_HEAD = '# Tools\n\nTo call a function, write:\n<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call>\n\nFunctions:'
 
 CHAT_TEMPLATE = (
     "{%- if tools %}"

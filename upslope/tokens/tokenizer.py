@@ -136,12 +136,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     if vocab_size < smallest:
         raise UsageError(f"vocab_size = {vocab_size}: must be at least {smallest} (256 bytes and {len(SPECIALS)} special tokens)")
     bpe = hf.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    ])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIALS), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
@@ -157,7 +160,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
 def hf_config() -> dict[str, Any]:
     """`tokenizer_config.json` of a trained tokenizer."""
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False, "clean_up_tokenization_spaces": False, "bos_token": None,
-        "eos_token": EOS, "pad_token": EOS, "unk_token": None, "additional_special_tokens": [IM_START, IM_END],
-        "model_max_length": 1_000_000, "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": None,
+        "eos_token": EOS,
+        "pad_token": EOS,
+        "unk_token": None,
+        "additional_special_tokens": [IM_START, IM_END],
+        "model_max_length": 1_000_000,
+        "chat_template": CHAT_TEMPLATE,
     }

@@ -109,9 +109,11 @@ class Batch:
             raise UsageError("Batch: needs at least one segment, and no segment may be empty")
         starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
         return cls(
-            ids=torch.cat(parts), seg=torch.repeat_interleave(torch.arange(len(parts)), lengths),
+            ids=torch.cat(parts),
+            seg=torch.repeat_interleave(torch.arange(len(parts)), lengths),
             pos=torch.arange(int(lengths.sum())) - starts,
-            origin=torch.arange(len(parts)) if origin is None else torch.as_tensor(origin, dtype=torch.int64), **columns,
+            origin=torch.arange(len(parts)) if origin is None else torch.as_tensor(origin, dtype=torch.int64),
+            **columns,
         )
 
     def __len__(self) -> int:
@@ -139,9 +141,12 @@ class Batch:
             return 0.0 if weight is None else float(weight.sum(dtype=torch.float64))
 
         return Totals(
-            imitate=mass(self.imitate), policy=mass(self.policy.weight if self.policy else None),
+            imitate=mass(self.imitate),
+            policy=mass(self.policy.weight if self.policy else None),
             distil=mass(self.distil.weight if self.distil else None),
-            pairs=0.0 if self.pairs is None else float(len(self.pairs)), tokens=float(len(self)), segments=float(self.segments),
+            pairs=0.0 if self.pairs is None else float(len(self.pairs)),
+            tokens=float(len(self)),
+            segments=float(self.segments),
         )
 
     def check(self) -> None:
@@ -182,9 +187,16 @@ class Batch:
                 raise UsageError("Batch.select: a pair would be torn apart; select both of its segments or neither")
             pairs = pairs[inside]
         return replace(
-            self, ids=self.ids[columns], seg=new[self.seg[columns]], pos=self.pos[columns], origin=self.origin[segments],
-            imitate=None if self.imitate is None else self.imitate[columns], policy=_take(self.policy, columns),
-            distil=_take(self.distil, columns), replay=_take(self.replay, columns), pairs=pairs,
+            self,
+            ids=self.ids[columns],
+            seg=new[self.seg[columns]],
+            pos=self.pos[columns],
+            origin=self.origin[segments],
+            imitate=None if self.imitate is None else self.imitate[columns],
+            policy=_take(self.policy, columns),
+            distil=_take(self.distil, columns),
+            replay=_take(self.replay, columns),
+            pairs=pairs,
             ref=None if self.ref is None else self.ref[segments],
         )
 

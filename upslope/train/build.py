@@ -44,7 +44,10 @@ def of_stream(stream: Stream, step: int, rows: int) -> Batch:
     starts[1:] = flat[1:] != flat[:-1]
     pos = torch.arange(len(flat)) - starts.nonzero()[:, 0][flat]
     return Batch(
-        ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)), seg=flat, pos=pos, origin=torch.tensor(origin),
+        ids=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+        seg=flat,
+        pos=pos,
+        origin=torch.tensor(origin),
         imitate=(~starts).to(torch.float32),
     )
 

@@ -47,8 +47,17 @@ class History(NamedTuple):
 
 
 def fit(
-    trainer: Trainer, batches: Callable[[int], Batch], loss: Loss, schedule: Constant | Cosine | WSD | LinearToZero, steps: int,
-    ctx: Context, observers: Sequence[Observer] = (), *, tokens: int = 0, save_seconds: float = 20.0, log_every: int = 5,
+    trainer: Trainer,
+    batches: Callable[[int], Batch],
+    loss: Loss,
+    schedule: Constant | Cosine | WSD | LinearToZero,
+    steps: int,
+    ctx: Context,
+    observers: Sequence[Observer] = (),
+    *,
+    tokens: int = 0,
+    save_seconds: float = 20.0,
+    log_every: int = 5,
 ) -> History:
     """Runs `steps` optimizer steps; killed at any instant and called again, it ends with the same bits.
 

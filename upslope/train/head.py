@@ -57,7 +57,7 @@ class TokenStats(torch.autograd.Function):
 
 
 def read(
-    hidden: Tensor, batch: Batch, wants: Wants, logits: Callable[[Tensor], Tensor], scalar: nn.Module | None = None, chunk: int = 4096,
+    hidden: Tensor, batch: Batch, wants: Wants, logits: Callable[[Tensor], Tensor], scalar: nn.Module | None = None, chunk: int = 4096
 ) -> Out:
     """`Out` of a batch from its hidden states.
 
@@ -101,8 +101,10 @@ def _columns(hidden: Tensor, batch: Batch, wants: Wants, logits: Callable[[Tenso
     if len(at) <= chunk:
         parts = [rows(sources, at)]
     else:
-        parts = [checkpoint(rows, h, i, use_reentrant=False) if torch.is_grad_enabled() else rows(h, i)
-                 for h, i in zip(sources.split(chunk), at.split(chunk))]
+        parts = [
+            checkpoint(rows, h, i, use_reentrant=False) if torch.is_grad_enabled() else rows(h, i)
+            for h, i in zip(sources.split(chunk), at.split(chunk))
+        ]
     found = {}
     for k, name in enumerate(("logprob", "entropy", "lse", "top")):
         if name in wants:

@@ -66,8 +66,10 @@ class DistilLoss:
         left = 1 - q.exp().sum(-1)
         tail = torch.isfinite(rest)
         if self.beta > 0 and bool((left.detach()[~tail] > 1e-3).any()):
-            raise UsageError("distillation: the teacher has no mass outside its k tokens, and the student has some: KL(Q||P) is infinite\n"
-                             "way out: store the teacher's tail mass (rest), or use beta = 0 (forward KL)")
+            raise UsageError(
+                "distillation: the teacher has no mass outside its k tokens, and the student has some: KL(Q||P) is infinite\n"
+                "way out: store the teacher's tail mass (rest), or use beta = 0 (forward KL)"
+            )
         left = left.clamp_min(torch.finfo(q.dtype).tiny)
         inside = _divergence(p.to(q.dtype), q, self.beta).sum(-1)
         outside = torch.where(tail, _divergence(torch.where(tail, rest, 0.0), torch.where(tail, left, 1.0).log(), self.beta), 0.0)

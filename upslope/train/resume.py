@@ -53,8 +53,9 @@ def load_optimizer(folder: Path) -> dict[str, Tensor]:
     """The optimizer state of a checkpoint's `state/` folder; UsageError where there is none."""
     file = folder / "optimizer.safetensors"
     if not file.is_file():
-        raise UsageError("this checkpoint holds no optimizer state, so it cannot be continued\n"
-                         "way out: init kind 'load' starts a new optimizer")
+        raise UsageError(
+            "this checkpoint holds no optimizer state, so it cannot be continued\nway out: init kind 'load' starts a new optimizer"
+        )
     return load_file(file)
 
 

@@ -52,8 +52,14 @@ class Training(Stage):
         from upslope.train.trainer import Trainer
 
         return Trainer(
-            model, self.optim, numerics=self.numerics, clip=self.clip, micro_tokens=self.micro_tokens, scalar=scalar,
-            patience=self.patience, events=ctx.events,
+            model,
+            self.optim,
+            numerics=self.numerics,
+            clip=self.clip,
+            micro_tokens=self.micro_tokens,
+            scalar=scalar,
+            patience=self.patience,
+            events=ctx.events,
         )
 
     def fitted(
@@ -67,7 +73,15 @@ class Training(Stage):
         from upslope.train.fit import fit
 
         history = fit(
-            trainer, batches, loss, self.schedule, steps, ctx, self.observers, tokens=tokens, save_seconds=self.save_seconds,
+            trainer,
+            batches,
+            loss,
+            self.schedule,
+            steps,
+            ctx,
+            self.observers,
+            tokens=tokens,
+            save_seconds=self.save_seconds,
             log_every=self.log_every,
         )
         flops = 3 * trainer.model.config.flops(length) * history.tokens

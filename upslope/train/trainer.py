@@ -38,8 +38,17 @@ class Trainer:
     """
 
     def __init__(
-        self, model: Any, optim: AdamW | Muon, *, numerics: Numerics = "fp32", clip: float | None = 1.0, micro_tokens: int = 0,
-        chunk: int = 4096, scalar: ScalarHead | None = None, patience: int = 10, events: Events | None = None,
+        self,
+        model: Any,
+        optim: AdamW | Muon,
+        *,
+        numerics: Numerics = "fp32",
+        clip: float | None = 1.0,
+        micro_tokens: int = 0,
+        chunk: int = 4096,
+        scalar: ScalarHead | None = None,
+        patience: int = 10,
+        events: Events | None = None,
     ) -> None:
         self.model, self.scalar, self.numerics, self.clip = model, scalar, numerics, clip
         self.micro_tokens, self.chunk, self.patience, self.events = micro_tokens, chunk, patience, events or Events()
@@ -143,5 +152,7 @@ class Trainer:
         self.in_a_row += 1
         self.events.alarm("step refused: not finite", step=self.steps - 1, why=why, in_a_row=self.in_a_row)
         if self.in_a_row >= self.patience:
-            raise Diverged(f"{self.in_a_row} steps in a row were not finite ({why}); the weights are those of the last good step\n"
-                           "way out: a lower learning rate, a longer warm-up, or numerics = fp32")
+            raise Diverged(
+                f"{self.in_a_row} steps in a row were not finite ({why}); the weights are those of the last good step\n"
+                "way out: a lower learning rate, a longer warm-up, or numerics = fp32"
+            )

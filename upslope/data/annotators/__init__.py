@@ -1,0 +1,1 @@
+"""Annotators: one file per kind. A class of one's own is named by its import path, `my_lab.steps:Toxicity`."""

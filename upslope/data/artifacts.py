@@ -1,0 +1,426 @@
+"""What the data stages make: `Pages` (raw records) and `Corpus` (a view over text, columns about it, and decisions)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from upslope.config import Json, UsageError
+from upslope.data import shards
+from upslope.machine.files import digest_file, read_json, write_json
+from upslope.machine.stage import Artifact
+
+SHARD_ROWS = 1024
+
+
+class File(NamedTuple):
+    """A parquet file: where it is, how many rows it has, and the digest of its bytes."""
+
+    path: Path
+    rows: int
+    digest: str
+
+
+def doc_id(shard: int, row: int) -> int:
+    """The number of a document in a view: shard << 32 | row."""
+    return shard << 32 | row
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+
+
+def _absolute(folder: Path, relative: str) -> Path:
+    return Path(os.path.normpath(folder.absolute() / relative))
+
+
+class Pages(Artifact):
+    """Raw records as they came, in parquet shards (`shards.PAGE`), with a ledger of what could not be read.
+
+    pages.json: shards [{file, rows, digest}], records read, rejects by reason. rejects.parquet: (file, record, why).
+    """
+
+    @cached_property
+    def _body(self) -> dict[str, Any]:
+        file = self.path / "pages.json"
+        if not file.is_file():
+            raise UsageError(f"{self.path.name!r} holds no pages: it has no pages.json\nway out: make it with a stage of kind 'ingest'")
+        body: dict[str, Any] = read_json(file)
+        return body
+
+    @classmethod
+    def write(cls, folder: Path, files: Sequence[Path], rejects: pa.Table, records: int) -> Pages:
+        """Describes page shards that already lie below `folder`. rejects: `shards.REJECT`; records: read, good or bad."""
+        listed = [{"file": _relative(f, folder), "rows": shards.read(f, ["url"]).num_rows, "digest": digest_file(f)} for f in files]
+        reasons: dict[str, int] = {}
+        for why in rejects["why"].to_pylist():
+            reasons[reason(why)] = reasons.get(reason(why), 0) + 1
+        shards.write(folder / "rejects.parquet", rejects)
+        write_json(folder / "pages.json", {"shards": listed, "records": records, "rejects": reasons})
+        return cls(folder)
+
+    def files(self) -> list[File]:
+        """The page shards, in order; shard number = position."""
+        return [File(self.path / s["file"], s["rows"], s["digest"]) for s in self._body["shards"]]
+
+    def __len__(self) -> int:
+        return sum(s["rows"] for s in self._body["shards"])
+
+    @property
+    def records(self) -> int:
+        """Records seen in the sources, readable or not."""
+        return int(self._body["records"])
+
+    def reasons(self) -> dict[str, int]:
+        """Rejected (or only partly kept) records by reason."""
+        return dict(self._body["rejects"])
+
+    def rejects(self) -> pa.Table:
+        """The reject ledger: file, record, why."""
+        return shards.read(self.path / "rejects.parquet")
+
+    def licences(self) -> tuple[str, ...]:
+        """The licences of the pages, sorted; "unknown" where a page names none."""
+        return _licences(self.batches(("licence",)))
+
+    def batches(self, columns: Sequence[str] = ("doc", "url", "html")) -> Iterator[pa.RecordBatch]:
+        """Pages in document order."""
+        for number, file in enumerate(self.files()):
+            yield from _batches(shards.read(file.path, [c for c in columns if c != "doc"] or ["url"]), number, columns, None)
+
+
+def reason(why: str) -> str:
+    """The class of a reject: the message up to the first colon."""
+    return why.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One rule that a document failed: the rule's predicate and the values it saw."""
+
+    rule: str
+    keep: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a page. doc: None where it never became a row (rejected at ingest)."""
+
+    doc: int | None
+    url: str
+    kept: bool
+    failures: tuple[Failure, ...] = ()
+    rejected: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.url or '(no url)'}" + (f" · document {self.doc}" if self.doc is not None else "")
+        if self.rejected:
+            return f"{name}: {'kept in part' if self.doc is not None else 'rejected at ingest'}: {self.rejected}"
+        if self.kept:
+            return f"{name}: kept; it failed no rule"
+        lines = [f"{name}: dropped by {len(self.failures)} rule{'s' * (len(self.failures) != 1)}"]
+        return "\n".join(lines + [f"  {f.rule}: {f.value} where it must hold that {f.keep}" for f in self.failures])
+
+
+class Corpus(Artifact):
+    """A view: text shards, columns about them, edges between copies, and decisions, all by reference; it copies nothing.
+
+    corpus.json holds relative paths only, from its own folder into this or other artifacts' folders (`refs`). Documents are
+    numbered by the view: shard << 32 | row. A sidecar is row-aligned with its text shard and carries the shard's digest;
+    one that belongs to other bytes is an error, never a silent misalignment.
+    """
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def body(self) -> dict[str, Any]:
+        """What corpus.json says."""
+        file = self.path / "corpus.json"
+        if not file.is_file():
+            raise UsageError(
+                f"{self.path.name!r} holds no corpus: it has no corpus.json\nway out: Corpus.from_texts, or the stages ingest and extract"
+            )
+        body: dict[str, Any] = read_json(file)
+        return body
+
+    def refs(self) -> tuple[Path, ...]:
+        """The folders of the artifacts that this view points at."""
+        return tuple(_absolute(self.path, r) for r in self.body["refs"])
+
+    def files(self) -> list[File]:
+        """The text shards, in order; shard number = position."""
+        return [File(_absolute(self.path, s["file"]), s["rows"], s["digest"]) for s in self.body["text"]]
+
+    @property
+    def rows(self) -> int:
+        """Documents in the view, kept or not."""
+        return sum(s["rows"] for s in self.body["text"])
+
+    def __len__(self) -> int:
+        return int(self.kept().sum()) if self.body["keep"] else self.rows
+
+    @cached_property
+    def _kept(self) -> np.ndarray:
+        if not self.body["keep"]:
+            return np.ones(self.rows, dtype=bool)
+        bits = np.load(_absolute(self.path, self.body["keep"]))
+        return np.unpackbits(bits, count=self.rows).astype(bool)
+
+    def kept(self) -> np.ndarray:
+        """Which documents live, (rows,) bool, in document order."""
+        return self._kept
+
+    def docs(self) -> np.ndarray:
+        """The numbers of all documents, kept or not, (rows,) uint64, ascending."""
+        parts = [np.arange(f.rows, dtype=np.uint64) | np.uint64(doc_id(i, 0)) for i, f in enumerate(self.files())]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+    def fields(self) -> dict[str, dict[str, str]]:
+        """The columns that steps added: name → {field: type}."""
+        return {c["name"]: dict(c["fields"]) for c in self.body["columns"]}
+
+    def shard(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """One text shard with columns of the text (`url`), of sidecars (`gopher.words`, or `gopher` for a struct), and `doc`."""
+        file = self.files()[number]
+        own = [c for c in columns if c in shards.TEXT.names]
+        table = shards.read(file.path, own or ["bytes"])
+        out: dict[str, Any] = {c: table[c] for c in own}
+        loaded: dict[str, pa.Table] = {}
+        for c in columns:
+            if c == "doc":
+                out[c] = pa.array(np.arange(file.rows, dtype=np.uint64) | np.uint64(doc_id(number, 0)))
+            elif c not in own:
+                name, _, field = c.partition(".")
+                side = loaded.setdefault(name, self._sidecar(name, number, file))
+                if field and field not in side.column_names:
+                    raise UsageError(f"column {c!r}: {name} has no field {field!r}; it has {', '.join(side.column_names)}")
+                out[c] = (
+                    side[field]
+                    if field
+                    else pa.StructArray.from_arrays([side[n].combine_chunks() for n in side.column_names], names=side.column_names)
+                )
+        return pa.table({c: out[c] for c in columns})
+
+    def _sidecar(self, name: str, number: int, file: File) -> pa.Table:
+        for entry in self.body["columns"]:
+            if entry["name"] == name:
+                path = _absolute(self.path, entry["files"][number])
+                belongs = shards.metadata(path).get("text", "none")
+                table = shards.read(path)
+                if belongs != file.digest or table.num_rows != file.rows:
+                    raise UsageError(
+                        f"columns {name!r} of shard {number} do not belong to its text: "
+                        f"computed on {belongs[:12]}, the text is {file.digest[:12]}\n"
+                        "way out: run the annotation again on this corpus"
+                    )
+                return table
+        known = [*shards.TEXT.names, *(f"{n}.{f}" for n, fs in self.fields().items() for f in fs)]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has: {', '.join(known)}"
+        raise UsageError(f"this corpus has no column {name!r}; {hint}")
+
+    def batches(self, columns: Sequence[str] = ("doc", "text", "source"), every: bool = False) -> Iterator[pa.RecordBatch]:
+        """Kept rows (with every=True, all rows) in document order; columns as for `shard`."""
+        at = 0
+        for number, file in enumerate(self.files()):
+            mask = None if every else self.kept()[at : at + file.rows]
+            at += file.rows
+            if mask is None or mask.any():
+                yield from _batches(self.shard(number, columns), number, columns, mask)
+
+    def texts(self, source: str | None = None) -> Iterator[str]:
+        """Kept texts in document order, of one source if named."""
+        for batch in self.batches(("text", "source")):
+            for text, of in zip(batch["text"].to_pylist(), batch["source"].to_pylist()):
+                if source is None or of == source:
+                    yield text
+
+    def lookup(self, docs: np.ndarray) -> dict[int, str]:
+        """The texts of documents (n,) uint64, kept or not, by number; reads only the shards that they are in."""
+        out: dict[int, str] = {}
+        high = docs >> np.uint64(32)
+        for number in np.unique(high).tolist():
+            mine = docs[high == np.uint64(number)]
+            rows = (mine & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            out.update(zip(mine.tolist(), self.shard(int(number), ("text",))["text"].take(pa.array(rows)).to_pylist()))
+        return out
+
+    def sources(self) -> tuple[str, ...]:
+        """The sources that kept documents come from, sorted."""
+        found: set[str] = set()
+        for batch in self.batches(("source",)):
+            found.update(batch["source"].unique().to_pylist())
+        return tuple(sorted(found))
+
+    def licences(self) -> tuple[str, ...]:
+        """The licences of kept documents, sorted; "unknown" where a document names none."""
+        return _licences(self.batches(("licence",)))
+
+    def edges(self) -> pa.Table:
+        """Edges between copies: a < b, similarity, kind (`shards.EDGE`)."""
+        tables = [shards.read(_absolute(self.path, e)) for e in self.body["edges"]]
+        return pa.concat_tables(tables) if tables else shards.EDGE.empty_table()
+
+    # ── decisions ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def funnel(self) -> list[dict[str, Any]]:
+        """The life of the corpus, one dictionary a step, in order: pages (records, rejected), text, then each curation with its rules."""
+        return list(self.body["funnel"])
+
+    def why(self, what: str | int) -> list[Fate]:
+        """What became of a page, by URL or document number: the rules that it failed, or kept. UsageError if unknown."""
+        fates: list[Fate] = []
+        wanted = int(what) if isinstance(what, int) or what.isdigit() else None
+        urls: list[str] = []
+        for number, file in enumerate(self.files()):
+            column = shards.read(file.path, ["url"])["url"].to_pylist()
+            for row, url in enumerate(column):
+                doc = doc_id(number, row)
+                if doc == wanted or (wanted is None and url == what):
+                    fates.append(self._fate(doc, url or ""))
+            urls += [u for u in column if u]
+        fates += self._rejected(str(what))
+        if not fates:
+            near = difflib.get_close_matches(str(what), urls[:50000], n=2, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"{self.rows} documents are numbered shard << 32 | row"
+            raise UsageError(f"no page {what!r} in this corpus\n{hint}")
+        return fates
+
+    def _fate(self, doc: int, url: str) -> Fate:
+        failures = []
+        for decision in self.body["decisions"]:
+            keep = {r["name"]: r["keep"] for r in decision["rules"]}
+            ledger = shards.read(_absolute(self.path, decision["ledger"]))
+            for row in ledger.filter(pa.compute.equal(ledger["doc"], pa.scalar(doc, pa.uint64()))).to_pylist():
+                condition = keep.get(row["rule"], f"it is the first of its copies by {decision['winner']}")
+                failures.append(Failure(row["rule"], condition, row["value"]))
+        return Fate(doc, url, bool(self.kept()[int(np.searchsorted(self.docs(), np.uint64(doc)))]), tuple(failures))
+
+    def _rejected(self, url: str) -> list[Fate]:
+        if not self.body["pages"]:
+            return []
+        rows = Pages(_absolute(self.path, self.body["pages"])).rejects().to_pylist()
+        return [Fate(None, r["record"], False, rejected=r["why"]) for r in rows if r["record"].rpartition(" ")[2] == url]
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def create(cls, folder: Path, text: Sequence[Path], funnel: Sequence[Mapping[str, Json]], pages: Pages | None = None) -> Corpus:
+        """A corpus over text shards that lie below `folder`."""
+        body = {
+            "text": [{"file": _relative(f, folder), "rows": shards.read(f, ["bytes"]).num_rows, "digest": digest_file(f)} for f in text],
+            "columns": [],
+            "edges": [],
+            "keep": None,
+            "decisions": [],
+            "funnel": list(funnel),
+            "pages": _relative(pages.path, folder) if pages else None,
+            "refs": [_relative(pages.path, folder)] if pages else [],
+        }
+        write_json(folder / "corpus.json", body)
+        return cls(folder)
+
+    def derive(self, folder: Path) -> dict[str, Any]:
+        """The body of a new view in `folder` that points at everything that this one points at; to be changed and written."""
+
+        def move(relative: str) -> str:
+            return _relative(_absolute(self.path, relative), folder)
+
+        old = self.body
+        return {
+            "text": [{**s, "file": move(s["file"])} for s in old["text"]],
+            "columns": [{**c, "files": [move(f) for f in c["files"]]} for c in old["columns"]],
+            "edges": [move(e) for e in old["edges"]],
+            "keep": move(old["keep"]) if old["keep"] else None,
+            "decisions": [{**d, "ledger": move(d["ledger"])} for d in old["decisions"]],
+            "funnel": list(old["funnel"]),
+            "pages": move(old["pages"]) if old["pages"] else None,
+            "refs": [r for r in dict.fromkeys([_relative(self.path, folder), *(move(r) for r in old["refs"])]) if r != "."],
+        }
+
+    @classmethod
+    def with_columns(cls, view: Corpus, folder: Path, columns: Sequence[tuple[str, int, Mapping[str, str], Sequence[Path]]]) -> Corpus:
+        """A view with more columns: (name, version, {field: type}, one parquet file a shard, below `folder`). A name replaces its elder."""
+        body = view.derive(folder)
+        for name, version, fields, files in columns:
+            entry = {"name": name, "version": version, "fields": dict(fields), "files": [_relative(f, folder) for f in files]}
+            body["columns"] = [c for c in body["columns"] if c["name"] != name] + [entry]
+        write_json(folder / "corpus.json", body)
+        return cls(folder)
+
+    @classmethod
+    def from_texts(
+        cls,
+        folder: Path | str,
+        texts: Iterable[str],
+        source: str,
+        *,
+        urls: Sequence[str] | None = None,
+        licence: str = "",
+        parents: Sequence[Sequence[str]] | None = None,
+        provenance: str = "synthetic",
+    ) -> Corpus:
+        """Writes a corpus from Python strings, in order.
+
+        urls: a name for each text (default `SOURCE/NUMBER`); parents: what each was made from; provenance: synthetic, import or crawl.
+        Raises UsageError if a sequence has another length, or a text is not a str.
+        """
+        folder = Path(folder)
+        listed = list(texts)
+        for label, other in (("urls", urls), ("parents", parents)):
+            if other is not None and len(other) != len(listed):
+                raise UsageError(f"Corpus.from_texts: {len(listed)} texts but {len(other)} {label}")
+        rows: list[dict[str, Any]] = []
+        for i, text in enumerate(listed):
+            if not isinstance(text, str):
+                raise UsageError(f"Corpus.from_texts: text {i} is a {type(text).__name__}, not a str")
+            rows.append(
+                {
+                    "url": urls[i] if urls is not None else f"{source}/{i}",
+                    "source": source,
+                    "date": "",
+                    "licence": licence,
+                    "text": text,
+                    "provenance": provenance,
+                    "parents": list(parents[i]) if parents is not None else None,
+                    "bytes": _size(text, i),
+                }
+            )
+        files = []
+        for start in range(0, len(rows), SHARD_ROWS):
+            file = folder / "text" / f"{start // SHARD_ROWS:05d}.parquet"
+            shards.write(file, shards.rows_to_table(rows[start : start + SHARD_ROWS], shards.TEXT))
+            files.append(file)
+        return cls.create(folder, files, [{"step": "text", "docs": len(rows), "bytes": sum(r["bytes"] for r in rows)}])
+
+
+def _licences(batches: Iterable[pa.RecordBatch]) -> tuple[str, ...]:
+    return tuple(sorted({x or "unknown" for batch in batches for x in batch["licence"].unique().to_pylist()}))
+
+
+def _size(text: str, number: int) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"Corpus.from_texts: text {number} holds a lone surrogate, which no UTF-8 file can hold") from None
+
+
+def _batches(table: pa.Table, number: int, columns: Sequence[str], mask: np.ndarray | None) -> Iterator[pa.RecordBatch]:
+    if "doc" in columns and "doc" not in table.column_names:
+        docs = np.arange(table.num_rows, dtype=np.uint64) | np.uint64(doc_id(number, 0))
+        table = table.append_column("doc", pa.array(docs))
+    table = table.select(list(columns))
+    if mask is not None and not mask.all():
+        table = table.filter(pa.array(mask))
+    if table.num_rows:
+        yield from table.combine_chunks().to_batches()

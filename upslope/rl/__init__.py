@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments speak messages, the rollout loop owns tokens, rewards score groups, one objective."""
