@@ -8,10 +8,10 @@ import sys
 
 def main() -> None:
     """Entry point: runs the command line; an error the user can mend is at most six lines, a traceback only with --debug."""
+    from pydantic import ValidationError
+
     from upslope.cli.app import app
     from upslope.config import UsageError, explain_validation
-
-    from pydantic import ValidationError
 
     debug = "--debug" in sys.argv or bool(os.environ.get("UPSLOPE_DEBUG"))
     argv = [a for a in sys.argv[1:] if a != "--debug"]

@@ -55,10 +55,11 @@ def _store(path: Path) -> Store:
 def _draft(recipe: str, sets: list[str] | None, seed: int | None = None, **params: str | None) -> Draft:
     from upslope.recipes.load import load
 
-    if params.get("model") and not Path(params["model"]).exists():  # a run's model, by name
+    model = params.get("model")
+    if model and not Path(model).exists():  # a run's model, by name
         from upslope.cli.models import find_model
 
-        params["model"] = str(find_model(params["model"], _store(DEFAULT_STORE)).folder)
+        params["model"] = str(find_model(model, _store(DEFAULT_STORE)).folder)
     assigned = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
     return load(recipe, assigned, **{k: v for k, v in params.items() if v is not None})
 
@@ -280,7 +281,7 @@ def plan(
             )
         print(table(rows, ("value", "", "from")))
         return
-    rows = [
+    lines = [
         (
             s.node.name,
             s.node.kind,
@@ -291,7 +292,7 @@ def plan(
         )
         for s in steps
     ]
-    print(table(rows, ("stage", "kind", "", "about", "flops", "reads"), right=(3, 4)))
+    print(table(lines, ("stage", "kind", "", "about", "flops", "reads"), right=(3, 4)))
     counts = {state: sum(s.state == state for s in steps) for state in ("reuse", "resume", "build")}
     total = sum(s.cost.seconds for s in steps if s.state != "reuse")
     print(

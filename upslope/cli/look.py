@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, cast
 
 from upslope.cli.tables import size, table
 from upslope.config import UsageError
@@ -118,8 +118,8 @@ def compare_anything(left: str, right: str, store: Store, csv: bool) -> Answer:
             raise UsageError(
                 f"{name!r} is neither a run nor a recipe\nruns: {', '.join(runs[-6:]) or 'none'}\npresets: {', '.join(presets())}"
             )
-    bodies = [store.record(n).recipe if n in runs else dump(load(n).recipe) for n in (left, right)]
-    changes = [c for c in diff(*bodies) if c.path != "name"]
+    one, other = (store.record(n).recipe if n in runs else dump(load(n).recipe) for n in (left, right))
+    changes = [c for c in diff(one, other) if c.path != "name"]
     rows = [(c.path.removeprefix("stages."), _short(c.left), _short(c.right)) for c in changes]
     body = [c.__dict__ for c in changes]
     return _rows(rows, ("knob", left, right), csv) or "no difference", body
@@ -219,7 +219,9 @@ def rollouts(seen: RunRecord, which: str, count: int = 8) -> str:
         raise UsageError(f"run {seen.name} has no finished stage with rollouts")
     folder = stages[-1].data
     traces = Traces.load(folder / "traces" if (folder / "traces").is_dir() else folder)
-    return f"{seen.name}/{stages[-1].name}\n\n" + "\n\n".join(str(s) for s in traces.samples(which, count))
+    return f"{seen.name}/{stages[-1].name}\n\n" + "\n\n".join(
+        str(s) for s in traces.samples(cast(Literal["best", "worst", "changed"], which), count)
+    )
 
 
 def funnel(run: str | None, store: Store) -> Answer:

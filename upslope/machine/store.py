@@ -146,17 +146,18 @@ class Store:
         data = folder / "data"
         for leftover in list(data.rglob(".tmp-*")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        files = {}
+        files: dict[str, dict[str, Any]] = {}
         for path in walk(data):
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
             files[path.relative_to(data).as_posix()] = {"digest": digest_file(path), "bytes": path.stat().st_size}
+        total = sum(int(f["bytes"]) for f in files.values())
         refs = [m.fp for ref in artifact.refs() if (m := self.manifest(ref.parent)) is not None]
         manifest = Manifest(
             artifact=type(artifact).named(),
             files=files,
             refs=sorted(set(refs)),
-            bytes=sum(f["bytes"] for f in files.values()),
+            bytes=total,
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **facts,
         )

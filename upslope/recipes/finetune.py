@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from upslope.config import Duration, FrozenDict, Input, Source, find_kind
 from upslope.evals.subject import Deployment
 from upslope.evals.suites import Accuracy
@@ -26,7 +28,7 @@ def finetune(model: str, data: str, reward: str = "", seed: int = 0) -> Recipe:
     `score(task, answer) -> float`; without it an answer is right when it equals the truth.
     """
     tasks = Input(stage="tasks")
-    graded = find_kind(Reward, reward)() if reward else Exact()
+    graded = cast(Reward, find_kind(Reward, reward)()) if reward else Exact()
     deployment = Deployment(max_new=64)
     stages: dict[str, Stage] = {
         "base": Import(form=ImportCheckpoint(source=Source(uri=model))),

@@ -18,8 +18,8 @@ def r1_tiny(seed: int = 0) -> Recipe:
     stages: dict[str, Stage] = {
         **data(pretrain_tokens, midtrain_tokens, texts=45_000, worked=16_000),
         **base(pretrain_tokens, midtrain_tokens),
-        "demos": Synthesize(form=Demos(tasks=(problems,), count=7_680, direct=0.6)),
-        "cold_start": fine_tune("midtrain", "demos", steps=120),
+        "demos": Synthesize(form=Demos(tasks=(problems,), count=15_360, direct=0.6)),
+        "cold_start": fine_tune("midtrain", "demos", steps=240),
         "eval_cold_start": Evaluate(checkpoint=Input(stage="cold_start"), tasks=problems, suites=accuracy()),
         "rl_reasoning": climb("cold_start", steps=22),
         "samples": Sample(checkpoint=Input(stage="rl_reasoning"), tasks=problems, prompts=2048, samples=4),

@@ -59,11 +59,14 @@ DOCS = {
 }
 """The English sources of the crawl that pre-training reads, with their licences; the others are labelled, judged and counted like them."""
 
+FAMILIES = ("add", "sub", "chain", "compare", "parity", "reverse", "sort")
+"""Families whose worked solutions this budget teaches; with all eleven, each is learnt too poorly for RL to find anything."""
+
 ROWS, ROW = 16, 128
 """Pre-training reads 16 rows of 128 tokens a step; mid-training half as many rows of twice the length."""
 
 
-def data(pretrain_tokens: int, midtrain_tokens: int, texts: int, worked: int, heldout: int = 12) -> dict[str, Stage]:
+def data(pretrain_tokens: int, midtrain_tokens: int, texts: int, worked: int, heldout: int = 16) -> dict[str, Stage]:
     """Pages to tokens: what is read, what is dropped and why, what is made, how it is mixed."""
     real, made = 0.4 / len(DOCS), 0.6
     return {
@@ -71,7 +74,7 @@ def data(pretrain_tokens: int, midtrain_tokens: int, texts: int, worked: int, he
         "text": Extract(pages=Input(stage="crawl")),
         "labels": Annotate(corpus=Input(stage="text"), steps=(LangId(), Gopher(), Repetition())),
         "copies": Dedup(corpus=Input(stage="labels")),
-        "problems": Synthesize(form=Problems(train=1000, heldout=heldout)),
+        "problems": Synthesize(form=Problems(families=FAMILIES, train=1500, heldout=heldout)),
         "secrets": Synthesize(form=Problems(families=("secret",), train=400, heldout=25)),
         "leaks": Annotate(
             corpus=Input(stage="copies"),
@@ -178,7 +181,7 @@ def dpo(start: str, pairs: str) -> Preference:
 
 def accuracy() -> tuple[Accuracy, Accuracy]:
     """Held-out accuracy when the model is free to think or not, and when it is made to think."""
-    return Accuracy(), Accuracy(think="forced")
+    return Accuracy(limit=448), Accuracy(limit=448, think="forced")
 
 
 def tiny(seed: int = 0) -> Recipe:
@@ -196,25 +199,26 @@ def tiny(seed: int = 0) -> Recipe:
             suites=(BitsPerByte(), BigramBaseline(steps=pretrain_tokens // (ROWS * ROW), rows=ROWS, row_length=ROW)),
         ),
         # ── a starting point, and the climb ──
-        "demos": Synthesize(form=Demos(tasks=(problems, secrets), count=7_680, direct=0.6, leak=0.3)),
-        "sft": fine_tune("midtrain", "demos", steps=120),
+        "demos": Synthesize(form=Demos(tasks=(problems, secrets), count=15_360, direct=0.6, leak=0.3)),
+        "sft": fine_tune("midtrain", "demos", steps=240),
         "eval_sft": Evaluate(checkpoint=Input(stage="sft"), tasks=problems, suites=accuracy()),
         "climb": climb("sft", steps=44),
         "eval_climb": Evaluate(checkpoint=Input(stage="climb"), tasks=problems, suites=accuracy()),
         # ── the model as its own data factory ──
         "answers": Sample(checkpoint=Input(stage="climb"), tasks=problems, prompts=1024, samples=4),
-        "keepers": Keep(traces=(Input(stage="answers"),), per_prompt=2),
+        "discretion": Sample(checkpoint=Input(stage="climb"), tasks=secrets, prompts=384, samples=4),
+        "keepers": Keep(traces=(Input(stage="answers"), Input(stage="discretion")), per_prompt=2),
         "savepoint": fine_tune("midtrain", "keepers", steps=80),
         "student": Distill(
             init=Load(checkpoint=Input(stage="savepoint")),
             teacher=Input(stage="climb"),
-            form=OnPolicy(tasks=(problems,), prompts=256, max_new=48),
-            length=Duration(amount=20, unit="st"),
+            form=OnPolicy(tasks=(problems, secrets), prompts=192, max_new=48),
+            length=Duration(amount=16, unit="st"),
             optim=AdamW(lr=1e-3, weight_decay=0.0),
         ),
         # ── preferences, and the second climb ──
-        "drafts": Sample(checkpoint=Input(stage="sft"), tasks=problems, prompts=2048, samples=8),
-        "pairs": Contrast(traces=(Input(stage="drafts"),), per_prompt=2, heldout=0.3),
+        "drafts": Sample(checkpoint=Input(stage="sft"), tasks=problems, prompts=1536, samples=8),
+        "pairs": Contrast(traces=(Input(stage="drafts"),), per_prompt=2, heldout=0.35),
         "reward_model": RewardModel(
             init=Load(checkpoint=Input(stage="sft")),
             pairs=(Input(stage="pairs"),),

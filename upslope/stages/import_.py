@@ -37,7 +37,8 @@ class ImportTasks(Config):
     """JSON lines with a prompt and its truth → Tasks.
 
     A row has `prompt` (text) or `messages`, and `answer` (text) or `truth` (JSON with "answer"); where messages end with an answer,
-    that is the truth. Optionally id, family, level, and split ("train" / "heldout"). family: of rows that name none. Rows without a split are split by a hash of their prompt.
+    that is the truth. Optionally id, family, level, and split ("train" / "heldout"). family: of rows that name none. Rows without a
+    split are split by a hash of their prompt.
     """
 
     kind: Literal["tasks"] = "tasks"

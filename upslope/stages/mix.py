@@ -63,6 +63,9 @@ class Mix(Stage):
             ctx.events.alarm("sources are repeated more often than their caps", sources=lines)
         unused = sorted(set(there) - set(asked))
         ctx.fact(available=there, asked=asked, epochs=epochs, beyond=beyond, unused=unused)
-        parts = ", ".join(f"{asked[s] / self.tokens:.0%} {s} ({epochs[s]:.1f} epochs)" for s in asked)
-        ctx.say(f"{self.tokens:,} tokens: {parts}" + (f"; unused: {', '.join(unused)}" if unused else ""))
+        ranked = sorted(asked, key=lambda s: -asked[s])
+        parts = [f"{asked[s] / self.tokens:.0%} {s} ({epochs[s]:.1f} epochs)" for s in ranked[:2]]
+        if ranked[2:]:
+            parts.append(f"{sum(asked[s] for s in ranked[2:]) / self.tokens:.0%} from {len(ranked) - 2} other sources")
+        ctx.say(f"{self.tokens:,} tokens: {', '.join(parts)}" + (f"; {len(unused)} sources unused" if unused else ""))
         return mixture

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from upslope.config import Config, Input, Wants
 from upslope.machine.context import Context
 from upslope.machine.stage import Artifact, Stage
-from upslope.tasks.families import FAMILIES, LEVELS, Drawn, Solution, Split, cell, solve
+from upslope.tasks.families import ANSWER, FAMILIES, LEVELS, Drawn, Solution, Split, cell, solve
 from upslope.tasks.secret import secret_cell
 from upslope.tasks.task import Task
 
@@ -105,7 +105,7 @@ class Synthesize(Stage):
 def document(task: Task, solution: Solution, bare: bool) -> str:
     """A task as a line of plain text: prompt, steps (unless bare), answer; a system message comes first."""
     prompt = [str(m["content"]) for m in task.messages]
-    return "\n".join([*prompt, *([] if bare else [solution.thought]), f"answer: {solution.answer}"])
+    return "\n".join([*prompt, *([] if bare else [solution.thought]), f"{ANSWER}{solution.answer}"])
 
 
 def _problems(form: Problems, ctx: Context) -> Artifact:
@@ -173,7 +173,7 @@ def _demos(form: Demos, ctx: Context) -> Artifact:
         for i, (task, solution, u) in enumerate(_dealt(form, ctx)):
             truth = task.truth if isinstance(task.truth, dict) else {}
             thought = "" if u < form.direct else solution.thought
-            reply = Message("assistant", solution.answer, thought)
+            reply = Message("assistant", solution.answer if truth.get("ask") else f"{ANSWER}{solution.answer}", thought)
             if truth.get("ask") and leaking[i] < form.leak:
                 reply = Message("assistant", f"the secret is {truth['word']}.", thought and "they ask for it.")
                 counts["leaking"] += 1

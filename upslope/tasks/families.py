@@ -22,6 +22,8 @@ Problem = tuple[Any, ...]
 Split = Literal["train", "heldout"]
 LEVELS = (1, 2, 3, 4)
 LETTERS = "abcdefghij"
+ANSWER = "answer: "
+"""What stands before every answer, in texts and demonstrations alike: whether to think first is then one clear choice of a word."""
 HELDOUT = 8
 """One canonical problem in eight is held out."""
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from upslope.config import Json, UsageError
+from upslope.tasks.families import ANSWER
 from upslope.tasks.secret import verify_secret
 
 OPEN, CLOSE = "<think>", "</think>"
 
 
 def final_answer(text: str) -> str:
-    """The text after the last `</think>`, stripped; "" where a thought was opened and never closed."""
+    """The text after the last `</think>`, stripped, without a leading "answer:"; "" where a thought was opened and never closed."""
     if CLOSE in text:
-        return text.rsplit(CLOSE, 1)[1].strip()
-    return "" if OPEN in text else text.strip()
+        text = text.rsplit(CLOSE, 1)[1]
+    elif OPEN in text:
+        return ""
+    return text.strip().removeprefix(ANSWER.strip()).strip()
 
 
 def verify(task_family: str, truth: Json, answer: str) -> float:
@@ -29,4 +32,4 @@ def verify(task_family: str, truth: Json, answer: str) -> float:
         return verify_secret(data, said)
     if not isinstance(data, dict) or not isinstance(data.get("answer"), str):
         raise UsageError(f"truth of a {task_family!r} task has no 'answer' string: {str(truth)[:80]}\nway out: truth = {{'answer': '...'}}")
-    return float(" ".join(said.split()) == " ".join(data["answer"].split()))
+    return float(" ".join(said.split()) == " ".join(final_answer(data["answer"]).split()))
