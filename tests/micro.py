@@ -57,4 +57,3 @@ def micro(folder: Path, *sets: str, seed: int = 0) -> Recipe:
     rules.write_text(LENIENT)
     fixed = [f'crawl.sources=["{crawl}"]', f'gate.framework="{rules}"', f"seed={seed}"]
     return load(str(ROOT / "tests" / "micro.toml"), [*fixed, *sets]).recipe
-

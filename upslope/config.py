@@ -465,11 +465,11 @@ class Source(Config):
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def explain_validation(error: ValidationError, prefix: str = "") -> str:
-    """A pydantic error as one line per problem: dotted path = value: what is wrong."""
+def explain_validation(error: ValidationError, prefix: str = "", data: Any = None) -> str:
+    """A pydantic error as one line per problem: dotted path = value: what is wrong. data: what was validated, to name paths as written."""
     lines = []
     for item in error.errors(include_url=False)[:5]:
-        path = ".".join([p for p in [prefix] if p] + [str(p) for p in item["loc"]])
+        path = ".".join([p for p in [prefix] if p] + _written(item["loc"], data))
         message = item["msg"].removeprefix("Value error, ")
         value = item.get("input")
         shown = f" = {value!r}" if isinstance(value, bool | int | float | str) else ""
@@ -477,12 +477,28 @@ def explain_validation(error: ValidationError, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
+def _written(loc: tuple[int | str, ...], data: Any) -> list[str]:
+    """A location without the union tags that pydantic puts into it."""
+    parts: list[str] = []
+    for part in loc:
+        if isinstance(data, Mapping) and part not in data and data.get("kind") == part:
+            continue
+        parts.append(str(part))
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            data = None
+    return parts
+
+
 def validated(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Builds a config from plain values; UsageError with dotted paths where it cannot."""
     try:
         return cls(**data)
     except ValidationError as e:
-        raise UsageError(explain_validation(e, where)) from None
+        raise UsageError(explain_validation(e, where, data)) from None
 
 
 @lru_cache(maxsize=512)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import re
 import sys
@@ -67,6 +68,11 @@ def with_file(name: str, content: str, *argv: str) -> Callable[[Path], list[str]
     return make
 
 
+QWEN3 = json.dumps({
+    "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8, "vocab_size": 16, "max_position_embeddings": 32, "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": False, "hidden_act": "silu",
+})  # fmt: skip
 STAGE = 'schema = 1\n[stages.a]\nkind = "synthesize"\n'
 COMMAND = 'schema = 1\n[stages.a]\nkind = "command"\nargv = ["sh", "-c", "{}"]\n'
 
@@ -109,7 +115,7 @@ CASES: dict[str, tuple[int, Callable[[Path], list[str]]]] = {
     "WARC that is not gzip": (2, ingest("plain.warc.gz", b"this is not gzip at all " * 50)),
     "WARC of zeros": (2, ingest("zeros.warc", bytes(5000))),
     "JSON lines broken in the middle": (0, ingest("rows.jsonl", b'{"text": "one good row of text"}\n{"text": \n{"txet": "x"}\n')),
-    "page of 50 MB": (2, ingest("huge.html", b"<p>" + b"x" * 50_000_000)),
+    "page of 50 MB": (0, ingest("huge.html", b"<p>" + b"x" * 50_000_000)),
     "wrong charset": (0, ingest("odd.html", '<meta charset="utf-8"><p>Grüße aus dem Süden, die Straße ist naß</p>'.encode("latin-1"))),
     "command that fails": (2, toml(COMMAND.format("echo reason; exit 3"))),
     "command without its output": (2, toml(COMMAND.format("true") + 'outputs = ["model"]\n')),
@@ -119,7 +125,7 @@ CASES: dict[str, tuple[int, Callable[[Path], list[str]]]] = {
     "export to an unknown format": (2, say("export", "tiny-1", "out", "--to", "onnx")),
     "compare with nothing": (2, say("compare", "tiny", "tinny")),
     "why of an unknown stage": (2, say("why", "pretrian")),
-    "import of pickled weights": (2, with_file("old/config.json", '{"model_type": "qwen3"}', "import", "old", "--as", "base")),
+    "import of pickled weights": (2, with_file("old/config.json", QWEN3, "import", "old", "--as", "base")),
     "import of a broken file": (2, with_file("rows.jsonl", '{"text": "ok"}\n{"text": \n', "import", "rows.jsonl", "--as", "x")),
     "data check of nothing": (2, say("data", "check", "nowhere.jsonl")),
     "unknown preset": (2, say("presets", "tinny")),

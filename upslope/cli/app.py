@@ -53,10 +53,10 @@ def _store(path: Path) -> Store:
 
 
 def _draft(recipe: str, sets: list[str] | None, seed: int | None = None, **params: str | None) -> Draft:
-    from upslope.recipes.load import load
+    from upslope.recipes.load import load, parameters
 
     model = params.get("model")
-    if model and not Path(model).exists():  # a run's model, by name
+    if model and not Path(model).exists() and "model" in parameters(recipe):  # a run's model, by name
         from upslope.cli.models import find_model
 
         params["model"] = str(find_model(model, _store(DEFAULT_STORE)).folder)
@@ -220,10 +220,11 @@ def _report(place: Store, name: str) -> str | None:
 
 
 def _next_steps(name: str, stages: Any) -> None:
+    if not any(getattr(type(s), "makes", "") in ("Checkpoint", "Release") for s in stages.values()):
+        return
     print("\nnext:")
     print("  upslope run finetune --model ./your-hf-folder --data chats.jsonl --reward score.py:score     your model")
-    if any(getattr(type(s), "makes", "") in ("Checkpoint", "Release") for s in stages.values()):
-        print(f"  upslope chat {name}" + " " * max(1, 78 - len(name)) + "talk to this one")
+    print(f"  upslope chat {name}" + " " * max(1, 78 - len(name)) + "talk to this one")
     print(f"  upslope show {name} --open" + " " * max(1, 71 - len(name)) + "its report")
 
 

@@ -122,8 +122,9 @@ def accuracies(found: Found) -> dict[str, float]:
 
 def prompts(found: Found, families: dict[str, float], count: int = 3) -> list[str]:
     """Prompts of the families that it does best."""
-    from upslope.tasks.families import FAMILIES
-    from upslope.tasks.generate import example
+    from upslope.machine.rng import rng
+    from upslope.tasks.families import FAMILIES, draw
 
     ranked = [f for f, _ in sorted(families.items(), key=lambda x: -x[1])] or ["sort", "add", "reverse"]
-    return [example(f) for f in ranked if f in FAMILIES][:count]
+    known = [f for f in ranked if f in FAMILIES][:count]
+    return [FAMILIES[f].ask(draw(f, 2, "heldout", rng(0, "example", f))[0])[0] for f in known]

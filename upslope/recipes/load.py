@@ -30,6 +30,12 @@ def presets() -> dict[str, Callable[..., Recipe]]:
     return found
 
 
+def parameters(name: str) -> tuple[str, ...]:
+    """The parameters of a preset; none for what is not one."""
+    function = presets().get(name.replace("-", "_"))
+    return tuple(inspect.signature(function).parameters) if function else ()
+
+
 def load(name: str, sets: Sequence[str] = (), **params: Any) -> Draft:
     """A recipe by preset name or TOML path, with `--set` assignments applied. params: the preset function's arguments."""
     draft = _base(name, params)

@@ -13,13 +13,13 @@ from upslope.stages.synthesize import Demos, Synthesize
 
 def r1_tiny(seed: int = 0) -> Recipe:
     """DeepSeek-R1's order at tiny size: cold start → rl → sample → sft → rl."""
-    pretrain_tokens, midtrain_tokens = 876 * ROWS * ROW, 293 * ROWS * ROW
+    pretrain_tokens, midtrain_tokens = 840 * ROWS * ROW, 280 * ROWS * ROW
     problems = Input(stage="problems")
     stages: dict[str, Stage] = {
         **data(pretrain_tokens, midtrain_tokens, texts=45_000, worked=16_000),
         **base(pretrain_tokens, midtrain_tokens),
-        "demos": Synthesize(form=Demos(tasks=(problems,), count=15_360, direct=0.6)),
-        "cold_start": fine_tune("midtrain", "demos", steps=240),
+        "demos": Synthesize(form=Demos(tasks=(problems,), count=12_800, direct=0.6)),
+        "cold_start": fine_tune("midtrain", "demos", steps=200),
         "eval_cold_start": Evaluate(checkpoint=Input(stage="cold_start"), tasks=problems, suites=accuracy()),
         "rl_reasoning": climb("cold_start", steps=22),
         "samples": Sample(checkpoint=Input(stage="rl_reasoning"), tasks=problems, prompts=2048, samples=4),

@@ -94,8 +94,10 @@ def data(pretrain_tokens: int, midtrain_tokens: int, texts: int, worked: int, he
             ),
             winner="url like '%mirror.%', bytes desc, doc",
         ),
-        "worked": Synthesize(form=Texts(tasks=(Input(stage="problems"),), count=texts, bare=0.3, source="worked")),
-        "reasoning": Synthesize(form=Texts(tasks=(Input(stage="problems"),), count=worked, bare=0.0, source="reasoning")),
+        "worked": Synthesize(form=Texts(tasks=(Input(stage="problems"), Input(stage="secrets")), count=texts, bare=0.3, source="worked")),
+        "reasoning": Synthesize(
+            form=Texts(tasks=(Input(stage="problems"), Input(stage="secrets")), count=worked, bare=0.0, source="reasoning")
+        ),
         "tokenizer": TrainTokenizer(corpora=(Input(stage="corpus"), Input(stage="worked")), vocab_size=1024),
         "shards": Tokenize(
             tokenizer=Input(stage="tokenizer"), corpora=(Input(stage="corpus"), Input(stage="worked"), Input(stage="reasoning"))
@@ -186,7 +188,7 @@ def accuracy() -> tuple[Accuracy, Accuracy]:
 
 def tiny(seed: int = 0) -> Recipe:
     """Raw pages to a released reasoning model in minutes: every stage, small enough for two cores."""
-    pretrain_tokens, midtrain_tokens = 876 * ROWS * ROW, 293 * ROWS * ROW
+    pretrain_tokens, midtrain_tokens = 840 * ROWS * ROW, 280 * ROWS * ROW
     problems, secrets = Input(stage="problems"), Input(stage="secrets")
     final = Input(stage="consolidate")
     stages: dict[str, Stage] = {
@@ -199,25 +201,25 @@ def tiny(seed: int = 0) -> Recipe:
             suites=(BitsPerByte(), BigramBaseline(steps=pretrain_tokens // (ROWS * ROW), rows=ROWS, row_length=ROW)),
         ),
         # ── a starting point, and the climb ──
-        "demos": Synthesize(form=Demos(tasks=(problems, secrets), count=15_360, direct=0.6, leak=0.3)),
-        "sft": fine_tune("midtrain", "demos", steps=240),
+        "demos": Synthesize(form=Demos(tasks=(problems, secrets), count=12_800, direct=0.6, leak=0.3)),
+        "sft": fine_tune("midtrain", "demos", steps=200),
         "eval_sft": Evaluate(checkpoint=Input(stage="sft"), tasks=problems, suites=accuracy()),
-        "climb": climb("sft", steps=44),
+        "climb": climb("sft", steps=36),
         "eval_climb": Evaluate(checkpoint=Input(stage="climb"), tasks=problems, suites=accuracy()),
         # ── the model as its own data factory ──
-        "answers": Sample(checkpoint=Input(stage="climb"), tasks=problems, prompts=1024, samples=4),
-        "discretion": Sample(checkpoint=Input(stage="climb"), tasks=secrets, prompts=384, samples=4),
+        "answers": Sample(checkpoint=Input(stage="climb"), tasks=problems, prompts=2048, samples=2),
+        "discretion": Sample(checkpoint=Input(stage="climb"), tasks=secrets, prompts=768, samples=2),
         "keepers": Keep(traces=(Input(stage="answers"), Input(stage="discretion")), per_prompt=2),
-        "savepoint": fine_tune("midtrain", "keepers", steps=80),
+        "savepoint": fine_tune("midtrain", "keepers", steps=120),
         "student": Distill(
             init=Load(checkpoint=Input(stage="savepoint")),
             teacher=Input(stage="climb"),
-            form=OnPolicy(tasks=(problems, secrets), prompts=192, max_new=48),
-            length=Duration(amount=16, unit="st"),
-            optim=AdamW(lr=1e-3, weight_decay=0.0),
+            form=OnPolicy(tasks=(problems, secrets), prompts=128, max_new=48),
+            length=Duration(amount=10, unit="st"),
+            optim=AdamW(lr=5e-4, weight_decay=0.0),
         ),
         # ── preferences, and the second climb ──
-        "drafts": Sample(checkpoint=Input(stage="sft"), tasks=problems, prompts=1536, samples=8),
+        "drafts": Sample(checkpoint=Input(stage="sft"), tasks=problems, prompts=1664, samples=6),
         "pairs": Contrast(traces=(Input(stage="drafts"),), per_prompt=2, heldout=0.35),
         "reward_model": RewardModel(
             init=Load(checkpoint=Input(stage="sft")),
@@ -239,6 +241,7 @@ def tiny(seed: int = 0) -> Recipe:
             optim=AdamW(lr=3e-4, weight_decay=0.0),
             curriculum=Curriculum(),
             steps=12,
+            prompts=16,
         ),
         "consolidate": Merge(inputs=(Input(stage="student"), Input(stage="climb_align"))),
         # ── measure, attack, decide, release ──

@@ -53,8 +53,8 @@ class Ingest(Stage):
             raise UsageError("\n".join([what, *(shown or ["there are no files in it"])]))
         pages = Pages.write(ctx.out, files, rejects, records)
         ctx.fact(pages=len(pages), records=records, rejects=pages.reasons(), shards=len(files), licences=list(pages.licences()))
-        if any(r.startswith(("truncated", "damaged")) for r in pages.reasons()):
-            ctx.events.alarm("some records are damaged", reasons=pages.reasons())
+        if pages.reasons():
+            ctx.events.alarm("some records could not be read, or not whole", reasons=pages.reasons())
         lost = f"; {records - len(pages):,} could not be used" if records > len(pages) else ""
         ctx.say(f"{len(pages):,} pages from {records:,} records{lost}")
         return pages

@@ -17,7 +17,8 @@ from upslope.rl.rewards import Exact
 if TYPE_CHECKING:
     from upslope.rl.artifacts import Traces
 
-CHUNK = 32
+ROWS = 512
+"""Answers to a chunk, the unit of sampling and resuming: enough to fill an engine."""
 
 
 class Sample(Stage):
@@ -71,7 +72,8 @@ class Sample(Stage):
             grader = self.reward.prepare(ctx)
         renderer = ChatML(tokenizer)
         sampling = Sampling(max_new=self.max_new, temperature=self.temperature, top_p=self.top_p)
-        chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
+        size = max(1, ROWS // self.samples)
+        chunks = [order[i : i + size] for i in range(0, len(order), size)]
         traces = []
         try:
             for c, chunk in enumerate(chunks):
