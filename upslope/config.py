@@ -332,8 +332,8 @@ def dump(value: Any, *, identity: bool = False, code: Any = None) -> Any:
                 continue
             out[name] = dump(item, identity=identity, code=code)
         return out
-    if isinstance(value, Mapping):
-        return {str(k): dump(v, identity=identity, code=code) for k, v in value.items()}
+    if isinstance(value, Mapping):  # in an identity, inputs count by fingerprint (see `inputs_of`), not by the stage's name
+        return {str(k): dump(v, identity=identity, code=code) for k, v in value.items() if not (identity and _is_input(v))}
     if isinstance(value, tuple | list):
         return [dump(v, identity=identity, code=code) for v in value]
     if isinstance(value, Enum):

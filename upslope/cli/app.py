@@ -30,17 +30,17 @@ app = typer.Typer(
     help="Train a language model the way the published frontier recipes do, and find out which changes are worth keeping.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look into data: check, funnel, sample, why.", rich_markup_mode=None)
-app.add_typer(data_app, name="data", rich_help_panel="keep house")
+data_app = typer.Typer(help="Look into data: check, funnel.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 StoreOption = Annotated[Path, typer.Option("--store", envvar="UPSLOPE_STORE", help="Folder that holds all artifacts and runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. pretrain.optim.lr=0.01 or '*.seed=1'.")
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. pretrain.optim.lr=0.01 or 'eval_*.seed=1'.")
 ]
 RecipeArgument = Annotated[str, typer.Argument(help="A preset (see `presets`) or a .toml file.")]
 ModelParam = Annotated[str | None, typer.Option("--model", help="finetune: HF folder or run name to start from.")]
-DataParam = Annotated[str | None, typer.Option("--data", help="finetune: your chats or text (JSONL).")]
+DataParam = Annotated[str | None, typer.Option("--data", help="finetune: your chats (JSONL).")]
 RewardParam = Annotated[str | None, typer.Option("--reward", help="finetune: your scoring function, file.py:name.")]
 SeedParam = Annotated[int | None, typer.Option("--seed", help="Seed of the whole recipe.")]
 DEFAULT_STORE = Path("store")
@@ -52,14 +52,14 @@ def _store(path: Path) -> Store:
     return Store(path)
 
 
-def _draft(recipe: str, sets: list[str] | None, seed: int | None = None, **params: str | None) -> Draft:
+def _draft(recipe: str, sets: list[str] | None, place: Path, seed: int | None = None, **params: str | None) -> Draft:
     from upslope.recipes.load import load, parameters
 
     model = params.get("model")
     if model and not Path(model).exists() and "model" in parameters(recipe):  # a run's model, by name
         from upslope.cli.models import find_model
 
-        params["model"] = str(find_model(model, _store(DEFAULT_STORE)).folder)
+        params["model"] = str(find_model(model, _store(place)).folder)
     assigned = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
     return load(recipe, assigned, **{k: v for k, v in params.items() if v is not None})
 
@@ -131,7 +131,7 @@ def parse_budget(text: str | None) -> float | None:
     return value
 
 
-@app.command(rich_help_panel="make")
+@app.command()
 def run(
     recipe: RecipeArgument = "tiny",
     store: StoreOption = DEFAULT_STORE,
@@ -154,7 +154,7 @@ def run(
     from upslope.machine.privacy import redact
 
     cap = parse_budget(budget)
-    draft = _draft(recipe, set_, seed, model=model, data=data, reward=reward)
+    draft = _draft(recipe, set_, store, seed, model=model, data=data, reward=reward)
     place = _store(store)
     graph = _graph(draft, place)
     for note in draft.notes:
@@ -228,7 +228,7 @@ def _next_steps(name: str, stages: Any) -> None:
     print(f"  upslope show {name} --open" + " " * max(1, 71 - len(name)) + "its report")
 
 
-@app.command(rich_help_panel="make")
+@app.command()
 def plan(
     recipe: RecipeArgument = "tiny",
     store: StoreOption = DEFAULT_STORE,
@@ -240,11 +240,11 @@ def plan(
     reward: RewardParam = None,
     json_: JsonOption = False,
 ) -> None:
-    """What would be built, continued and reused, and the price."""
+    """What would be built, continued and reused, and what is known of its price."""
     from upslope.cli.watch import seconds
     from upslope.machine import run as machine
 
-    draft = _draft(recipe, set_, seed, model=model, data=data, reward=reward)
+    draft = _draft(recipe, set_, store, seed, model=model, data=data, reward=reward)
     place = _store(store)
     graph = _graph(draft, place)
     steps = machine.plan(graph, place)
@@ -308,7 +308,7 @@ def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix, value)]
 
 
-@app.command(rich_help_panel="look")
+@app.command()
 def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
     """Runs, newest first."""
     place = _store(store)
@@ -334,7 +334,7 @@ def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
         print(table(rows, ("run", "state", "stages", "time", "disk", "created"), right=(2, 3, 4)) if rows else "no runs yet: `upslope run`")
 
 
-@app.command(rich_help_panel="look")
+@app.command()
 def show(
     run_: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Run name; the newest by default.")] = None,
     store: StoreOption = DEFAULT_STORE,
@@ -377,7 +377,7 @@ def show(
                 webbrowser.open(Path(path).resolve().as_uri())
 
 
-@app.command(rich_help_panel="look")
+@app.command()
 def why(
     what: Annotated[str, typer.Argument(help="A stage, RUN/STAGE, fingerprint, page URL or document id.")],
     recipe: Annotated[str, typer.Option("--recipe", help="Recipe that a stage name belongs to.")] = "tiny",
@@ -392,7 +392,7 @@ def why(
     _emit(body) if json_ else print(text)
 
 
-@app.command(rich_help_panel="look")
+@app.command()
 def compare(
     left: Annotated[str, typer.Argument(help="A run or a recipe.")],
     right: Annotated[str, typer.Argument(help="Another of the same sort.")],
@@ -407,23 +407,30 @@ def compare(
     _emit(body) if json_ else print(text)
 
 
-@app.command("import", rich_help_panel="make")
+def guess_form(path: Path) -> str:
+    """What a folder or file is to be imported as: a checkpoint, chats (messages) or a corpus (text)."""
+    if (path / "config.json").is_file():
+        return "checkpoint"
+    from upslope.data.check import check
+
+    return "chats" if path.is_file() and check(path).shape == "messages" else "corpus"
+
+
+@app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="HF folder, JSONL or parquet.")],
     as_: Annotated[str, typer.Option("--as", help="Name of the run that will hold it.")],
-    what: Annotated[
-        str, typer.Option("--what", help="checkpoint, corpus, tasks, chats or evidence; guessed from the shape if not given.")
-    ] = "",
+    what: Annotated[str, typer.Option("--what", help="checkpoint, corpus, tasks or chats; guessed from the shape if not given.")] = "",
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
 ) -> None:
-    """Bring in a checkpoint, corpus, tasks or evidence, with provenance."""
+    """Bring in a checkpoint, corpus, tasks or chats, with provenance."""
     from upslope.cli.watch import Lines
     from upslope.machine.run import run as run_recipe
     from upslope.machine.stage import Recipe
     from upslope.recipes.overrides import build_stage
 
-    form = what or ("checkpoint" if (Path(source) / "config.json").is_file() else "corpus")
+    form = what or guess_form(Path(source))
     stage = build_stage({"kind": "import", "form": {"kind": form, "source": source}}, "import")
     recipe = Recipe(name=as_, stages=FrozenDict({"import": stage}))
     outcome = run_recipe(
@@ -436,7 +443,7 @@ def import_(
     raise typer.Exit(outcome.code)
 
 
-@app.command(rich_help_panel="make")
+@app.command()
 def export(
     what: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")],
     folder: Annotated[Path, typer.Argument(help="New folder for the weights.")],
@@ -452,7 +459,7 @@ def export(
     _emit(body) if json_ else print(body["line"])
 
 
-@app.command(rich_help_panel="talk")
+@app.command()
 def chat(
     model: Annotated[str | None, typer.Argument(help="RUN, RUN/STAGE or an HF folder; the newest run by default.")] = None,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Answer this and exit.")] = None,
@@ -472,7 +479,7 @@ def chat(
         talk(model, system, think, temperature, _store(store))
 
 
-@app.command(rich_help_panel="decide")
+@app.command()
 def presets(name: Annotated[str | None, typer.Argument(help="One preset, in full.")] = None, json_: JsonOption = False) -> None:
     """Recipes that come with upslope."""
     import inspect
@@ -495,7 +502,7 @@ def presets(name: Annotated[str | None, typer.Argument(help="One preset, in full
     _emit(body) if json_ else print(table([(p, json.dumps(v, ensure_ascii=False)) for p, v in _flatten(body)]))
 
 
-@app.command(rich_help_panel="keep house")
+@app.command()
 def gc(
     apply: Annotated[bool, typer.Option("--apply", help="Really remove; without it nothing is touched.")] = False,
     damaged: Annotated[bool, typer.Option("--damaged", help="Verify everything and move damaged artifacts aside.")] = False,
@@ -528,7 +535,7 @@ def gc(
         print(f"\n{size(freed)} " + ("freed" if apply else "could be freed: `upslope gc --apply`"))
 
 
-@app.command(rich_help_panel="keep house")
+@app.command()
 def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
     """What this machine has, what works, and how to mend what does not."""
     from upslope.cli.look import diagnose

@@ -137,7 +137,7 @@ class Table(Artifact):
         for row in self.rows():
             group = "/".join(row.item.split("/")[:-1][:depth])
             found.setdefault((row.suite, group, row.metric), []).append(row)
-        return [estimate(rows) for _, rows in sorted(found.items())]
+        return [estimate(rows, group=group) for (_, group, _), rows in sorted(found.items())]
 
 
 def estimate(rows: Sequence[Row], *, exact: bool = False, level: float = 0.95, group: str | None = None) -> Estimate:

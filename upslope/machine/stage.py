@@ -88,7 +88,7 @@ class Stage(Open):
     seeded: whether the result depends on a seed (then `seed` is filled from the recipe; otherwise it stays None).
     version: bumped when the code gives other results for the same config; part of the identity.
     makes: name of the artifact class that `run` returns.
-    code: packages whose source is hashed as advice (drift is reported, not rebuilt, unless --strict).
+    code: packages whose source is hashed as advice (drift is reported, not rebuilt, unless the user asks for a rebuild).
     """
 
     home: ClassVar[str] = "upslope.stages"

@@ -32,7 +32,7 @@ def finetune(model: str, data: str, reward: str = "", seed: int = 0) -> Recipe:
     deployment = Deployment(max_new=64)
     stages: dict[str, Stage] = {
         "base": Import(form=ImportCheckpoint(source=Source(uri=model))),
-        "chats": Import(form=ImportChats(source=Source(uri=data))),
+        "chats": Import(form=ImportChats(source=Source(uri=data), split="train")),
         "tasks": Import(form=ImportTasks(source=Source(uri=data))),
         "eval_base": Evaluate(checkpoint=Input(stage="base"), tasks=tasks, suites=(Accuracy(),), deployment=deployment),
         "sft": Sft(

@@ -73,7 +73,8 @@ def _targets(recipe: Recipe, path: str) -> list[tuple[str | None, tuple[str, ...
         parts = parts[1:]
     named = [n for n in recipe.stages if fnmatch.fnmatchcase(n, parts[0])]
     if named and len(parts) > 1:
-        return [(n, parts[1:]) for n in named]
+        able = [n for n in named if _has(recipe.stages[n], parts[1:])]  # a glob means those of its stages that have the field
+        return [(n, parts[1:]) for n in (able if len(named) > 1 and able else named)]
     if named:
         raise UsageError(
             f"--set {path}: that is a whole stage; name a field of it: {', '.join(sorted(type(recipe.stages[named[0]]).model_fields))}"

@@ -220,7 +220,7 @@ def tiny(seed: int = 0) -> Recipe:
         ),
         # ── preferences, and the second climb ──
         "drafts": Sample(checkpoint=Input(stage="sft"), tasks=problems, prompts=1664, samples=6),
-        "pairs": Contrast(traces=(Input(stage="drafts"),), per_prompt=2, heldout=0.35),
+        "pairs": Contrast(traces=(Input(stage="drafts"),), per_prompt=2, heldout=0.4),
         "reward_model": RewardModel(
             init=Load(checkpoint=Input(stage="sft")),
             pairs=(Input(stage="pairs"),),

@@ -22,7 +22,7 @@ def tulu3_tiny(seed: int = 0) -> Recipe:
         "sft": fine_tune("midtrain", "demos", steps=200),
         "eval_sft": Evaluate(checkpoint=Input(stage="sft"), tasks=problems, suites=accuracy()),
         "drafts": Sample(checkpoint=Input(stage="sft"), tasks=problems, prompts=1664, samples=6),
-        "pairs": Contrast(traces=(Input(stage="drafts"),), per_prompt=2, heldout=0.35),
+        "pairs": Contrast(traces=(Input(stage="drafts"),), per_prompt=2, heldout=0.4),
         "preference": dpo("sft", "pairs"),
         "eval_preference": Evaluate(checkpoint=Input(stage="preference"), tasks=problems, suites=accuracy()),
         "rl": climb("preference", steps=36),

@@ -62,8 +62,10 @@ class Command(Stage):
             Problem(
                 f"argv.{i}", f"{Path(word).name!r} is a file that is not declared, so an edit to it would go unnoticed; add it to `files`"
             )
-            for i, word in enumerate(self.argv[1:], 1)
-            if Path(word).expanduser().is_file() and Path(word).expanduser().resolve() not in declared
+            for i, word in enumerate(self.argv)
+            if (i > 0 or not Path(word).is_absolute())
+            and Path(word).expanduser().is_file()
+            and Path(word).expanduser().resolve() not in declared
         ]
 
     def run(self, ctx: Context) -> Artifact:

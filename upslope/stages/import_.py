@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -47,11 +47,15 @@ class ImportTasks(Config):
 
 
 class ImportChats(Config):
-    """JSON lines with `messages` (and optionally id, truth) → Chats. name: their source name."""
+    """JSON lines with `messages` (and optionally id, truth) → Chats.
+
+    name: their source name. split: `train` leaves out the conversations that a `tasks` import of the same file holds out.
+    """
 
     kind: Literal["chats"] = "chats"
     source: Source
     name: str = "import"
+    split: Literal["all", "train"] = "all"
 
 
 class ImportEvidence(Config):
@@ -199,7 +203,7 @@ def _tasks(form: ImportTasks, rows: list[Row], ctx: Context) -> Artifact:
         )
         if not isinstance(truth, dict) or not isinstance(truth.get("answer"), str):
             raise UsageError(f"{row.where}: truth has no 'answer' string: {str(truth)[:60]}\nway out: truth = {{'answer': '...'}}")
-        problem = canonical_json([m["content"] for m in messages]).decode()
+        problem = _problem(messages)
         split: Any = data.get("split") or split_of(problem)
         if split not in ("train", "heldout"):
             raise UsageError(f"{row.where}: split = {split!r}: must be 'train' or 'heldout'")
@@ -213,15 +217,27 @@ def _tasks(form: ImportTasks, rows: list[Row], ctx: Context) -> Artifact:
     return Tasks.write(ctx.out, found)
 
 
+def _problem(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What is asked, as the text whose hash decides the split: all messages before the last answer."""
+    asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+    return canonical_json([m["content"] for m in asked]).decode()
+
+
 def _chats(form: ImportChats, rows: list[Row], ctx: Context) -> Artifact:
     from upslope.chat.artifacts import Chat, Chats
     from upslope.chat.messages import messages_of
+    from upslope.tasks.families import split_of
 
     chats = []
     for i, row in enumerate(rows):
+        if form.split == "train" and (row.data.get("split") or split_of(_problem(_messages(row)))) != "train":
+            continue
         name, meta = str(row.data.get("id") or f"{form.name}-{i}"), {"source": form.name, "truth": row.data.get("truth")}
         chats.append(Chat(name, messages_of(_messages(row)), meta))
-    ctx.say(f"{len(chats):,} conversations")
+    if not chats:
+        raise UsageError(f"all {len(rows)} conversations are held out: none is left to learn from")
+    left = f"; {len(rows) - len(chats):,} held out" if len(chats) < len(rows) else ""
+    ctx.say(f"{len(chats):,} conversations{left}")
     return Chats.write(ctx.out, chats)
 
 
