@@ -152,6 +152,7 @@ def shown(case: str, folder: Path) -> str:
     errors = [line for line in text.splitlines() if line.startswith(("error:", "  "))]
     assert len(errors) <= 8, text
     text = re.sub(r"\d+(\.\d+)? (s|min)\b( \d+ s)?", "‹time›", text).replace(str(folder), "‹here›")
+    text = re.sub(r"(?m)^found: .*\n", "", text)  # this machine
     return re.sub(r"(?m)[ \t]+$", "", text).strip()
 
 

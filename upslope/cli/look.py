@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv as csv_module
 import io
 import json
@@ -236,6 +237,18 @@ def funnel(run: str | None, store: Store) -> Answer:
         raise UsageError(f"run {seen.name} has no corpus yet")
     corpus = Corpus.load(stages[0].data)
     return render(corpus.funnel()), corpus.funnel()
+
+
+def found_here() -> str:
+    """One line on what this machine is, without loading torch."""
+    from upslope.sandbox.box import probe
+
+    parts = ["gpu" if shutil.which("nvidia-smi") else "cpu"]
+    parts.append(f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores")
+    with contextlib.suppress(ValueError, OSError):
+        parts.append(size(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    missing = [b.name for b in probe() if not b.ok]
+    return f"found: {', '.join(parts)} · sandbox: {'without ' + ', '.join(missing) if missing else 'ok'}"
 
 
 def diagnose(store: Store) -> list[tuple[str, str, str]]:

@@ -40,6 +40,9 @@ class Lines(Watch):
         self._count = (0, todo)
         reused = len(graph.nodes) - todo
         if todo:
+            from upslope.cli.look import found_here
+
+            self._line(found_here())
             self._line(f"{name}: {todo} stages to do" + (f", {reused} reused" if reused else ""))
 
     def started(self, node: Node, resumed: bool) -> None:
