@@ -9,10 +9,11 @@ run: .venv/.core
 	$(PY) -m upslope run tiny $(ARGS) || { code=$$?; [ $$code -eq 75 ] || exit $$code; }
 
 test: .venv/.dev
-	$(PY) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/.dev
-	$(PY) -m pytest -m ""
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(PY) -m pytest -m slow
 
 lint: .venv/.dev
 	$(PY) -m ruff check .

@@ -20,7 +20,6 @@ echo "setting up .venv ($what), once"
 if command -v uv >/dev/null 2>&1 && [ -n "${UPSLOPE_UV:-}" ]; then
   uv pip install --quiet --python "$python" -c "$constraints" -e "$what"
 else
-  "$python" -m pip install --quiet --disable-pip-version-check -c "$constraints" -e "$what" 2>&1 | grep -v "^WARNING: Location" || true
+  "$python" -m pip install --quiet --disable-pip-version-check -c "$constraints" -e "$what"
 fi
-"$python" -c 'import upslope' || { echo "the installation failed; run: $python -m pip install -c $constraints -e $what" >&2; exit 1; }
 touch .venv/.core
