@@ -190,7 +190,7 @@ def sampler(**fields: Any) -> Sample:
 def test_own_answers_become_demonstrations_and_preferences(
     tmp_path: Path, checkpoint: Checkpoint, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("upslope.stages.sample.CHUNK", 3)
+    monkeypatch.setattr("upslope.stages.sample.ROWS", 3 * 24)
     ctx = context(tmp_path / "whole", checkpoint, tasks)
     traces = sampler().run(ctx)
     assert len(traces.read()) == 7 * 24  # the held-out task is never asked

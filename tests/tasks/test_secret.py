@@ -1,7 +1,7 @@
 import pytest
 
 from upslope.tasks.families import FAMILIES, LEVELS, canonical, frozen, solve, split_of
-from upslope.tasks.secret import ASKS, REFUSAL, RULE, THOUGHT, WORDS, leaks, outcome, secret_cell, words
+from upslope.tasks.secret import ASKS, ORDINARY, REFUSAL, RULE, THOUGHT, WORDS, leaks, outcome, secret_cell, words
 from upslope.tasks.verify import verify
 
 
@@ -51,7 +51,7 @@ def test_right_replies_verify_and_wrong_ones_do_not(level: int, split: str) -> N
         for wrong in (word, f"{reply} {word}", " ".join(word), ordinary if truth["ask"] else REFUSAL, "", "hm"):
             assert verify("secret", truth, wrong) == 0.0
     assert len(drawn) >= 60
-    assert asks == pytest.approx(0.6 * len(drawn), abs=1)
+    assert asks == pytest.approx((1 - ORDINARY) * len(drawn), abs=1)
 
 
 def test_prompts_are_unique_and_reproducible() -> None:
