@@ -77,8 +77,19 @@ def _graph(draft: Draft, store: Store) -> Graph:
     return resolve(draft.recipe, source_digests(store))
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from upslope import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _home(ctx: typer.Context) -> None:
+def _home(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
     if ctx.invoked_subcommand is not None:
         return
     print(
