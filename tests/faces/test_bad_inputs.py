@@ -88,7 +88,7 @@ CASES: dict[str, tuple[int, Callable[[Path], list[str]]]] = {
     "recipe without stages": (2, toml("schema = 1")),
     "stage without kind": (2, toml("schema = 1\n[stages.a]\nx = 1")),
     "unknown stage kind": (2, toml('schema = 1\n[stages.a]\nkind = "pretrian"')),
-    "import path: no such module": (2, toml('schema = 1\n[stages.a]\nkind = "my_lab.stages:Mine"')),
+    "import path: no such module": (2, toml('schema = 1\n[stages.a]\nkind = "nowhere_lab.stages:Mine"')),
     "import path: no such attribute": (2, toml('schema = 1\n[stages.a]\nkind = "upslope.stages.mix:Mixx"')),
     "cycle": (2, toml('schema = 1\n[stages.a]\nkind = "extract"\npages = "b"\n[stages.b]\nkind = "extract"\npages = "a"')),
     "missing input stage": (2, toml('schema = 1\n[stages.text]\nkind = "extract"\npages = "crawl"')),
