@@ -5,7 +5,6 @@ The expected texts are in `bad_inputs.txt`; `UPSLOPE_SNAPSHOT=1 pytest tests/fac
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
@@ -135,7 +134,6 @@ CASES: dict[str, tuple[int, Callable[[Path], list[str]]]] = {
 EXTRA: dict[str, Callable[[Path], object]] = {
     "undeclared script": lambda f: (f / "mine.toml").write_text('schema = 1\n[stages.a]\nkind = "command"\nargv = ["sh", "train.sh"]\n'),
     "import of pickled weights": lambda f: (f / "old" / "pytorch_model.bin").write_bytes(b"\x80\x04pickle"),
-    "WARC that is not gzip": lambda f: gzip,
 }
 
 

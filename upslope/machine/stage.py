@@ -47,7 +47,7 @@ def artifact_class(name: str) -> type[Artifact]:
 
 
 class Need(NamedTuple):
-    """What a stage asks of a launcher. memory: bytes a rank; threads: cores that one process uses."""
+    """What a stage asks of a launcher; memory: bytes a rank. Launchers of one machine run every shape in one process and do not read it."""
 
     shape: Literal["map", "spmd", "actors"] = "spmd"
     ranks: int = 1
