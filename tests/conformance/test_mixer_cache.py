@@ -5,21 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.model.knobs import MODELS
 from tests.model.support import MIXERS, loud, segments, tokens, variant
 from upslope.model.cache import Cache
 from upslope.model.transformer import Transformer
 
 TOLERANCE = 1e-5
+CONFIGS = {name: variant(name) for name in MIXERS} | {
+    f"attention: {name}": MODELS[name] for name in ("window", "window_sinks", "softcap", "all", "cla", "cla_window", "local_global")
+}
 
 
-@pytest.fixture(params=MIXERS)
+@pytest.fixture(params=CONFIGS)
 def model(request: pytest.FixtureRequest) -> Transformer:
     """A model of every mixer there is."""
-    return loud(variant(request.param)).requires_grad_(False)
+    return loud(CONFIGS[request.param]).requires_grad_(False)
 
 
 def cache_of(model: Transformer, slots: int = 4, capacity: int = 2) -> Cache:
-    return Cache(model.config, slots, capacity)
+    return Cache(model.config, slots, capacity, slack=1)
 
 
 def feed(model: Transformer, cache: Cache, slots: list[int], parts: list[torch.Tensor]) -> list[torch.Tensor]:

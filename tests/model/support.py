@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 import torch
 
 from upslope.machine.rng import rng
-from upslope.model.config import RMS, Attention, Gated, Layer, ModelConfig, Nope, Normal, Rope, Tied, Untied, dense
+from upslope.model.config import Attention, Gated, Layer, ModelConfig, Nope, Normal, QKNorm, Rope, Tied, Untied, dense
 from upslope.model.transformer import Transformer
 from upslope.tokens.tokenizer import Tokenizer, train_bpe
 
@@ -23,7 +23,7 @@ def variant(name: str) -> ModelConfig:
     layer = SMALL.blocks["dense"]
     mixers = {
         "gqa": layer.mixer,
-        "mha": Attention(heads=3, kv_heads=3, head_dim=8, position=Rope(base=50.0), qk_norm=RMS()),
+        "mha": Attention(heads=3, kv_heads=3, head_dim=8, position=Rope(base=50.0), qk_norm=QKNorm()),
         "mqa": Attention(heads=4, kv_heads=1, head_dim=6, position=Rope(base=50.0), qk_norm=None),
         "nope": Attention(heads=2, kv_heads=2, head_dim=7, position=Nope(), qk_norm=None),
     }

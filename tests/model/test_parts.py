@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.model.support import segments
-from upslope.model.config import Gated
-from upslope.model.ffn import SwiGLU
+from upslope.model.config import RMS, Gated, Rope
+from upslope.model.ffn import GatedFFN
 from upslope.model.norm import RMSNorm, rms_norm
 from upslope.model.packing import FILL, Packing
 from upslope.model.rope import angles, rotate
@@ -28,7 +28,7 @@ def test_rms_norm_gradient() -> None:
 
 
 def test_rms_norm_widens_bf16_and_starts_neutral() -> None:
-    out = RMSNorm(8, 1e-6)(torch.full((2, 8), 3.0, dtype=torch.bfloat16))
+    out = RMSNorm(8, RMS())(torch.full((2, 8), 3.0, dtype=torch.bfloat16))
     assert out.dtype == torch.float32
     assert torch.allclose(out, torch.ones(2, 8))
 
@@ -36,7 +36,7 @@ def test_rms_norm_widens_bf16_and_starts_neutral() -> None:
 def test_rotation_is_complex_multiplication_of_half_split_pairs() -> None:
     x = torch.randn(7, 3, 8, dtype=torch.float64)
     pos = torch.tensor([0, 1, 2, 5, 9, 100, 1000])
-    at = angles(pos, 50.0, 8, torch.float64)
+    at = angles(pos, Rope(base=50.0), 8, torch.float64)
     pairs = torch.complex(x[..., :4], x[..., 4:])
     frequency = 50.0 ** (-torch.arange(4, dtype=torch.float64) * 2 / 8)
     turned = pairs * torch.polar(torch.ones(7, 1, 4, dtype=torch.float64), pos[:, None, None] * frequency)
@@ -47,7 +47,7 @@ def test_rotated_products_depend_on_distance_alone() -> None:
     q, k = torch.randn(1, 1, 8, dtype=torch.float64), torch.randn(1, 1, 8, dtype=torch.float64)
 
     def product(m: int, n: int) -> float:
-        a, b = (rotate(x, angles(torch.tensor([p]), 10.0, 8, torch.float64)) for x, p in ((q, m), (k, n)))
+        a, b = (rotate(x, angles(torch.tensor([p]), Rope(base=10.0), 8, torch.float64)) for x, p in ((q, m), (k, n)))
         return float((a * b).sum())
 
     assert product(9, 4) == pytest.approx(product(105, 100), abs=1e-10)
@@ -56,12 +56,12 @@ def test_rotated_products_depend_on_distance_alone() -> None:
 
 def test_rotation_gradient() -> None:
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
-    at = angles(torch.tensor([0, 3, 8]), 10.0, 4, torch.float64)
+    at = angles(torch.tensor([0, 3, 8]), Rope(base=10.0), 4, torch.float64)
     assert torch.autograd.gradcheck(lambda a: rotate(a, at), (x,))
 
 
 def test_swiglu_is_its_formula() -> None:
-    ffn = SwiGLU(Gated(hidden=5), 3)
+    ffn = GatedFFN(Gated(hidden=5), 3)
     torch.manual_seed(0)
     for p in ffn.parameters():
         torch.nn.init.normal_(p)

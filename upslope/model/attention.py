@@ -1,117 +1,118 @@
 """Grouped-query attention over packed segments, with and without a cache.
 
-q, k, v come from x (T, d) by linear maps; per-head RMS norm of q and k (if configured), rotation, then per segment
-    o_t = Σ_{s ≤ t} softmax_s(q_t · k_s / sqrt(D)) v_s,   head h reading key-value head ⌊h · kv_heads / heads⌋.
-Sources: GQA arXiv 2305.13245; QK-norm arXiv 2309.14322.
+q, k, v come from x (T, d) by linear maps; RMS norm of q and k and rotation, as configured; then per segment
+    o_t = Σ_s softmax_s(cap(a · q_t · k_s)) v_s over s ≤ t within the window, head h reading key-value head ⌊h · kv_heads / heads⌋,
+gated by sigmoid(x W_g) if configured, and mapped back to (T, d). Sources: see `Attention` in `model.config`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from upslope.model.aux import Aux
-from upslope.model.cache import KVCache, Step
-from upslope.model.config import Attention, Rope
-from upslope.model.linear import Linear
+from upslope.model.backends import Choice, Mask, Needs, core, resolve, varlen
+from upslope.model.cache import Memory
+from upslope.model.config import Attention, ModelConfig, Own, Rope
+from upslope.model.flow import Backend, Flow
+from upslope.model.linear import Linear, vector
 from upslope.model.norm import RMSNorm, wide
-from upslope.model.packing import Packing
-from upslope.model.rope import Angles, angles, rotate
+from upslope.model.rope import Angles, rotate, softmax_scale
 
-Backend = Literal["sdpa", "eager"]
+if TYPE_CHECKING:
+    import numpy as np
 
-
-@dataclass
-class Flow:
-    """What all layers of one forward pass share. packing: of the new tokens. step: where they go in the cache, if there is one."""
-
-    packing: Packing
-    pos: Tensor
-    step: Step | None
-    backend: Backend
-    aux: Aux | None
-    dtype: torch.dtype
-    _angles: dict[tuple[float, int], Angles]
-
-    def angles(self, base: float, dim: int) -> Angles:
-        """The rotations of this pass, computed once per (base, width)."""
-        if (base, dim) not in self._angles:
-            self._angles[base, dim] = angles(self.pos, base, dim, self.dtype)
-        return self._angles[base, dim]
-
-
-def core(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Literal["causal"] | None, backend: Backend, seen: list[Tensor] | None = None
-) -> Tensor:
-    """Attention of q (S, H, N, D) over k, v (S, G, L, D), H a multiple of G → (S, H, N, D).
-
-    mask: "causal" (N = L); additive, broadcastable to (S, H, N, L); or None = every key may be seen. backend: "sdpa", or "eager" =
-    the formula as written, the reference that others are tested against. seen: takes the largest allowed logit per head (H,); runs "eager".
-    """
-    share = q.shape[1] // k.shape[1]
-    if share > 1:
-        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    if backend == "sdpa" and seen is None:
-        if isinstance(mask, str):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = q @ k.mT / math.sqrt(q.shape[-1])  # (S, H, N, L)
-    if isinstance(mask, str):
-        n = q.shape[2]
-        mask = torch.full((n, n), -math.inf, device=q.device, dtype=q.dtype).triu(1)
-    if mask is not None:
-        scores = scores + mask
-    if seen is not None:
-        seen.append(scores.detach().amax((0, 2, 3)))
-    return torch.softmax(scores, -1) @ v
+KV = tuple[Tensor, Tensor, Memory | None]
+"""What an own layer leaves in flow.shared["kv"]: keys (T, G, D) and values (T, G, E) of the new tokens, and where older ones are kept."""
 
 
 class GQA(nn.Module):
-    """The mixer. Scores and softmax run in float32 also under bf16 autocast: the CPU's bf16 backward kernel is 3-4 times slower."""
+    """The mixer. On a CPU, attention runs in float32 also under bf16 autocast, whose backward kernel is 3-4 times slower there."""
 
-    def __init__(self, config: Attention, d_model: int, layer: int, device: torch.device | str | None = None) -> None:
+    def __init__(self, config: Attention, model: ModelConfig, layer: int, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
-        heads, shared, dim = config.heads, config.kv_heads, config.head_dim
-        self.q = Linear(d_model, heads * dim, device)
-        self.k = Linear(d_model, shared * dim, device)
-        self.v = Linear(d_model, shared * dim, device)
-        self.o = Linear(heads * dim, d_model, device)
-        norm = config.qk_norm
-        self.q_norm = RMSNorm(dim, norm.eps, device) if norm else None
-        self.k_norm = RMSNorm(dim, norm.eps, device) if norm else None
+        self.config, self.layer, d_model = config, layer, model.d_model
+        heads, shared, dim, value = config.heads, config.kv_heads, config.head_dim, config.value_width
+        own, bias, norm = isinstance(config.kv, Own), config.bias != "none", config.qk_norm
+        full = norm is not None and norm.over == "full"
+        self.full, self.after = full, norm is not None and norm.place == "after"
+        self.q = Linear(d_model, heads * dim, device, bias)
+        self.k = Linear(d_model, shared * dim, device, bias) if own else None
+        self.v = Linear(d_model, shared * value, device, bias) if own else None
+        self.o = Linear(heads * value, d_model, device, config.bias == "all")
+        self.gate = Linear(d_model, heads * value, device) if config.gate else None
+        self.q_norm = RMSNorm(heads * dim if full else dim, norm, device) if norm else None
+        self.k_norm = RMSNorm(shared * dim if full else dim, norm, device) if norm and own else None
+        self.sinks = vector(torch.zeros(heads, device=device)) if config.sinks else None
+        self.scale = config.scale or dim**-0.5
+        if isinstance(config.position, Rope):
+            self.scale *= softmax_scale(config.position)
 
-    def forward(self, x: Tensor, flow: Flow, cache: KVCache | None = None) -> Tensor:
-        """x (T, d) → (T, d); with a cache, the new tokens also see, and join, what their slots hold."""
+    def start(self, leaf: str, shape: tuple[int, ...], draw: np.random.Generator) -> Tensor:
+        """Sinks of zero."""
+        return torch.zeros(shape)
+
+    def choice(self, backend: Backend, device: str, dtype: torch.dtype, grad: bool, max_logit: bool = False, flat: bool = True) -> Choice:
+        """The backend of this layer for new tokens (flat) or over a cache, and why not a faster one."""
         c = self.config
-        q, k, v = (wide(f(x)).unflatten(-1, (-1, c.head_dim)) for f in (self.q, self.k, self.v))  # (T, heads, D)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if isinstance(c.position, Rope):
-            at = flow.angles(c.position.base, c.head_dim)
-            q, k = rotate(q, at), rotate(k, at)
+        wider = c.value_width != c.head_dim
+        needs = Needs(c.softcap is not None, c.sinks, flat and c.window is not None, wider, max_logit, False, flat, grad, dtype)
+        return resolve(backend, device, needs)
+
+    def forward(self, x: Tensor, flow: Flow, memory: Memory | None = None) -> Tensor:
+        """x (T, d) → (T, d); with a cache, the new tokens also see, and join, what their slots hold."""
+        position, dim = self.config.position, self.config.head_dim
+        at = flow.angles(position, dim) if isinstance(position, Rope) else None
+        q = self._placed(wide(self.q(x)), self.q_norm, at)
+        if self.k is not None and self.v is not None:
+            v = wide(self.v(x)).unflatten(-1, (-1, self.config.value_width))
+            flow.shared["kv"] = self._placed(wide(self.k(x)), self.k_norm, at), v, memory
+        kv: KV = flow.shared["kv"]
+        narrow = torch.get_autocast_dtype("cuda") if x.is_cuda and torch.is_autocast_enabled("cuda") else q.dtype
         with torch.autocast(x.device.type, enabled=False):
-            out = self._attend(q, k, v, flow, cache)
-        mixed: Tensor = self.o(out.flatten(1))
+            out = self._attend(q, *kv, flow, narrow).flatten(1)
+        if self.gate is not None:
+            out = out * torch.sigmoid(wide(self.gate(x)))
+        mixed: Tensor = self.o(out)
         return mixed
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, flow: Flow, cache: KVCache | None) -> Tensor:
-        seen: list[Tensor] | None = [] if flow.aux is not None else None
-        packing, step = flow.packing, flow.step
-        if cache is not None and step is not None:
-            cache.append(step, k, v)
-        if step is None or step.fresh:
+    def _placed(self, x: Tensor, norm: RMSNorm | None, at: Angles | None) -> Tensor:
+        """x (T, heads · D) normed and rotated, (T, heads, D)."""
+        split = x.unflatten(-1, (-1, self.config.head_dim))  # (T, heads, D)
+        if norm is not None and not self.after:
+            split = norm(x).view_as(split) if self.full else norm(split)
+        if at is not None:
+            split = rotate(split, at)
+        if norm is not None and self.after:
+            split = norm(split.flatten(1)).view_as(split) if self.full else norm(split)
+        return split
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, memory: Memory | None, flow: Flow, narrow: torch.dtype) -> Tensor:
+        """q (T, H, D), k (T, G, D), v (T, G, E) → (T, H, E). narrow: what fused kernels compute in; the formula as written stays wide."""
+        c, packing, step = self.config, flow.packing, flow.step
+        seen: list[Tensor] | None = [] if flow.wants("max_logit") else None
+        if memory is not None and step is not None and self.k is not None:
+            memory.append(step, "k", k)
+            memory.append(step, "v", v)
+        flat = step is None or step.fresh
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
+        choice = self.choice(flow.backend, q.device.type, narrow, grad, seen is not None, flat)
+        if narrow != q.dtype and choice.backend != "eager":
+            q, k, v = q.to(narrow), k.to(narrow), v.to(narrow)
+
+        def run(a: Tensor, b: Tensor, d: Tensor, mask: Mask) -> Tensor:
+            return core(a, b, d, mask, choice, seen, scale=self.scale, softcap=c.softcap, sinks=self.sinks, window=c.window)
+
+        if choice.backend == "varlen":
+            out = varlen(q, k, v, packing.lengths, self.scale, c.window)
+        elif flat:
             parts = zip(packing.pad(q), packing.pad(k), packing.pad(v))
-            out = packing.unpad([core(a, b, c, "causal", flow.backend, seen) for a, b, c in parts])
+            out = packing.unpad([run(*part, "causal") for part in parts])
         else:
-            assert cache is not None
-            keys, values = cache.read(step)
-            out = step.unpad(core(step.pad(q), keys.to(q.dtype), values.to(q.dtype), step.mask, flow.backend, seen))
+            assert memory is not None and step is not None
+            (keys, mask), (values, _) = memory.window(step, "k", c.window), memory.window(step, "v", c.window)
+            out = step.unpad(run(step.pad(q), keys.to(q.dtype), values.to(q.dtype), mask))
         if seen and flow.aux is not None:
             flow.aux.saw_logit(self.layer, torch.stack(seen).amax(0))
         return out

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """x W^T without bias; (out, in). Undrawn until initialised or loaded."""
+    """x Wᵀ (+ b); W (out, in). Undrawn until initialised or loaded."""
 
-    def __init__(self, width_in: int, width_out: int, device: torch.device | str | None = None) -> None:
-        super().__init__(width_in, width_out, bias=False, device=device)
+    def __init__(self, width_in: int, width_out: int, device: torch.device | str | None = None, bias: bool = False) -> None:
+        super().__init__(width_in, width_out, bias=bias, device=device)
 
     def reset_parameters(self) -> None:
         """Marks the weights as undrawn."""
-        nn.init.constant_(self.weight, math.nan)
+        for p in self.parameters():
+            nn.init.constant_(p, math.nan)
 
 
 class Embedding(nn.Embedding):
@@ -28,3 +29,13 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         """Marks the weights as undrawn."""
         nn.init.constant_(self.weight, math.nan)
+
+
+def undrawn(*shape: int, device: torch.device | str | None = None) -> nn.Parameter:
+    """A parameter of this shape, marked as undrawn. The last two axes of a stack are (out, in)."""
+    return nn.Parameter(torch.full(shape, math.nan, device=device))
+
+
+def vector(value: Tensor) -> nn.Parameter:
+    """A parameter that starts at a value of its own, whatever the init scheme."""
+    return nn.Parameter(value)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from upslope.model.config import RMS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def wide(x: Tensor) -> Tensor:
@@ -19,7 +24,7 @@ class _RMS(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # a norm squared would round twice
         unit = x * scale
         ctx.save_for_backward(unit, scale, gain)
         return unit * gain
@@ -43,14 +48,23 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), gain, eps)
 
 
-class RMSNorm(nn.Module):
-    """The norm with a learned gain that starts at 1."""
+def unit(x: Tensor, eps: float) -> Tensor:
+    """The norm without a gain, over the last axis."""
+    return F.rms_norm(wide(x), (x.shape[-1],), None, eps)
 
-    def __init__(self, width: int, eps: float, device: torch.device | str | None = None) -> None:
+
+class RMSNorm(nn.Module):
+    """The norm with a learned gain: the weight itself, or one plus the weight where config.gain is "zero"."""
+
+    def __init__(self, width: int, config: RMS, device: torch.device | str | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width, device=device))
-        self.eps = eps
+        self.eps, self.offset = config.eps, config.gain == "zero"
+        self.weight = nn.Parameter(torch.full((width,), 0.0 if self.offset else 1.0, device=device))
+
+    def start(self, leaf: str, shape: tuple[int, ...], draw: np.random.Generator) -> Tensor:
+        """A gain of one."""
+        return torch.full(shape, 0.0 if self.offset else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., width) → the same shape, float32."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, 1 + self.weight if self.offset else self.weight, self.eps)

@@ -71,8 +71,10 @@ class Packing:
         self.buckets: list[Bucket] = []
         self.source: Tensor | None = None  # (P,) flat token of each padded place; None where nothing moves
         self.place: Tensor | None = None  # (T,) padded place of each flat token
+        self.sizes: list[list[int]] = []  # tokens of each row of each bucket
         if min(sizes) == max(sizes):
             self.buckets.append(Bucket(len(sizes), sizes[0], 0))
+            self.sizes.append(sizes)
             return
         starts = torch.cumsum(self.lengths, 0) - self.lengths
         order = sorted(range(len(sizes)), key=lambda s: (-sizes[s], s))
@@ -88,6 +90,7 @@ class Packing:
             places[flat[real]] = at + torch.arange(real.numel()).view_as(real)[real]
             sources.append(flat.flatten())
             self.buckets.append(Bucket(end - begin, length, at))
+            self.sizes.append([sizes[s] for s in order[begin:end]])
             begin, at = end, at + real.numel()
         self.source, self.place = torch.cat(sources).to(seg.device), places.to(seg.device)
 
@@ -95,6 +98,11 @@ class Packing:
         """(T,) place of each token in its segment, on the CPU."""
         starts = torch.cumsum(self.lengths, 0) - self.lengths
         return torch.arange(self.tokens) - torch.repeat_interleave(starts, self.lengths)
+
+    def real(self, device: torch.device | str | None = None) -> list[Tensor]:
+        """Per bucket (S_b, L_b), true where a token stands, false on the padding."""
+        pairs = zip(self.buckets, self.sizes)
+        return [(torch.arange(b.length) < torch.tensor(sizes)[:, None]).to(device) for b, sizes in pairs]
 
     def pad(self, x: Tensor) -> list[Tensor]:
         """x (T, heads, D) → per bucket (S_b, heads, L_b, D)."""

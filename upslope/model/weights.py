@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from upslope.config import UsageError
+from upslope.config import UsageError, dump, validated
 from upslope.machine.files import atomic, link, read_json, write_json
-from upslope.model.config import ModelConfig
-from upslope.model.families import FAMILIES, Family, family_of, names
+from upslope.model.config import MTP, ModelConfig
+from upslope.model.families import FAMILIES, Binding, Family, bindings, family_of
 from upslope.model.transformer import Transformer
 from upslope.tokens.template import IM_END
 
@@ -53,11 +54,16 @@ def live(model: Transformer) -> Live:
     """A handle on a model's current weights."""
 
     def named() -> Iterator[tuple[str, Tensor]]:
-        parameters = dict(model.named_parameters())
-        for ours, theirs in names(family_for(model.config), parameters).items():
-            yield theirs, parameters[ours].detach()
+        yield from theirs_of(model, family_for(model.config))
 
     return Live(named)
+
+
+def theirs_of(model: Transformer, family: Family | None) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a model in a family's names and shapes (None: our own), read at once."""
+    ours = model.tensors()
+    for bound in bindings(family, model.config, ours):
+        yield from zip(bound.theirs, bound.to([ours[name].detach() for name in bound.ours]))
 
 
 def tensors(weights: Weights) -> dict[str, Tensor]:
@@ -97,20 +103,18 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 @torch.no_grad()
 def copy_into(model: Transformer, given: Mapping[str, Tensor], family: Family | None) -> Transformer:
     """Copies tensors in a family's names into a model. UsageError lists missing, unexpected and misshapen tensors, and refuses NaN."""
-    parameters = dict(model.named_parameters())
-    wanted = names(family, parameters)
-    rest = dict(given)
+    ours = model.tensors()
+    bound = bindings(family, model.config, ours)
+    wanted = {name: shape for b in bound for name, shape in _shapes(b, ours)}
+    ignored = [re.compile(pattern) for pattern in (*family.derived, *_COPIES) if family is not None] if family is not None else []
+    rest = {name: t for name, t in given.items() if name in wanted or not any(p.search(name) for p in ignored)}
     if model.head is None and family is not None and "lm_head.weight" in rest:  # some writers store a tied head twice
         head = rest.pop("lm_head.weight")
         if not torch.equal(head, rest.get("model.embed_tokens.weight", head)):
             raise UsageError("tie_word_embeddings = true, but lm_head.weight is another matrix\nway out: false in config.json")
-    missing = [t for t in wanted.values() if t not in rest]
-    unexpected = sorted(set(rest) - set(wanted.values()))
-    shapes = [
-        f"{t} {tuple(rest[t].shape)}, wanted {tuple(parameters[o].shape)}"
-        for o, t in wanted.items()
-        if t in rest and rest[t].shape != parameters[o].shape
-    ]
+    missing = [name for name in wanted if name not in rest]
+    unexpected = sorted(set(rest) - set(wanted))
+    shapes = [f"{n} {tuple(rest[n].shape)}, wanted {shape}" for n, shape in wanted.items() if n in rest and tuple(rest[n].shape) != shape]
     if missing or unexpected or shapes:
         lines = ["the tensors do not fit the config:"]
         lines += [
@@ -119,11 +123,22 @@ def copy_into(model: Transformer, given: Mapping[str, Tensor], family: Family | 
             if v
         ]
         raise UsageError("\n".join([*lines, "way out: give the config.json that was saved with these weights"]))
-    for ours, theirs in wanted.items():
-        if not bool(torch.isfinite(rest[theirs]).all()):
-            raise UsageError(f"tensor {theirs!r} holds NaN or infinity: such weights are refused")
-        parameters[ours].copy_(rest[theirs])
+    for b in bound:
+        for name in b.theirs:
+            if rest[name].is_floating_point() and not bool(torch.isfinite(rest[name]).all()):
+                raise UsageError(f"tensor {name!r} holds NaN or infinity: such weights are refused")
+        for name, value in zip(b.ours, b.of([rest[n] for n in b.theirs])):
+            ours[name].copy_(value)
     return model
+
+
+_COPIES = (r"^model\.layers\.\d+\.embed_tokens\.weight$", r"\.shared_head\.head\.weight$")  # the hub repeats both in MTP modules
+
+
+def _shapes(bound: Binding, ours: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of their tensors, by mapping empty ones."""
+    empty = [torch.empty_like(ours[name], device="meta") for name in bound.ours]
+    return [(name, tuple(t.shape)) for name, t in zip(bound.theirs, bound.to(empty))]
 
 
 def load_weights(config: ModelConfig, folder: Path) -> Transformer:
@@ -137,7 +152,7 @@ def save_weights(model: Transformer, tokenizer: Tokenizer | None, folder: Path) 
     Equal weights give equal bytes. ValueError for weights that are not finite.
     """
     found = family_of(model.config)
-    family, data = (None, {"model_type": NATIVE}) if isinstance(found, str) else found
+    family, data = (None, {"model_type": NATIVE, NATIVE: dump(model.config)}) if isinstance(found, str) else found
     _save(model, tokenizer, folder, family, data)
 
 
@@ -152,10 +167,10 @@ def export_hf(model: Transformer, tokenizer: Tokenizer | None, folder: Path) -> 
 def _save(model: Transformer, tokenizer: Tokenizer | None, folder: Path, family: Family | None, data: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    parameters = dict(model.named_parameters())
-    out = {theirs: parameters[ours].detach().float().cpu().contiguous() for ours, theirs in names(family, parameters).items()}
+    out = {n: t.float() if t.is_floating_point() else t for n, t in theirs_of(model, family)}
+    out = {n: t.cpu().contiguous().clone() if t.storage_offset() or not t.is_contiguous() else t.cpu() for n, t in out.items()}
     for name, tensor in out.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"tensor {name!r} holds NaN or infinity: such weights are not saved")
     if tokenizer is not None:
         if tokenizer.vocab_size > model.config.vocab:
@@ -181,8 +196,17 @@ def import_hf(folder: Path) -> Transformer:
         data = read_json(file)
     except ValueError as e:
         raise UsageError(f"{folder.name}/config.json is not JSON: {e}") from None
-    if not isinstance(data, dict) or (kind := data.get("model_type")) not in FAMILIES:
+    if not isinstance(data, dict) or (kind := data.get("model_type")) not in (*FAMILIES, NATIVE):
         shown = data.get("model_type") if isinstance(data, dict) else data
         raise UsageError(f"config.json: model_type = {shown!r} is not mapped here\nmapped: {', '.join(FAMILIES)}")
+    given = read_tensors(folder)
+    if kind == NATIVE:
+        return copy_into(Transformer(validated(ModelConfig, data.get(NATIVE) or {}, "config.json")), given, None).eval()
     family = FAMILIES[kind]
-    return copy_into(Transformer(family.read(data)), read_tensors(folder), family).eval()
+    return copy_into(Transformer(_with_mtp(family.read(data), given)), given, family).eval()
+
+
+def _with_mtp(config: ModelConfig, given: Mapping[str, Tensor]) -> ModelConfig:
+    """The config with as many MTP modules, of the last layer's kind, as the folder has tensors for."""
+    depth = sum(f"model.layers.{config.depth + k}.eh_proj.weight" in given for k in range(8))
+    return config.replace(mtp=MTP(depth=depth, block=config.pattern[-1][0])) if depth else config
