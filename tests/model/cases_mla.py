@@ -33,6 +33,7 @@ LATENT = {
     "topk_group": 2,
 }
 INDEX = {"index_n_heads": 16, "index_head_dim": 10, "index_topk": 6}
+GAIN = 1.2  # at 1.5 either side is 1e-5 away from what float64 gives: the limit would be met by luck
 
 CASES = (
     Case(
@@ -40,7 +41,7 @@ CASES = (
     ),
     NoQueryLatent("deepseek_v3_direct", "deepseek_v3", {**LATENT, "num_hidden_layers": 2, "rope_parameters": PLAIN}),
     Case("kimi_k2", "deepseek_v3", {**LATENT, "num_hidden_layers": 2, "n_group": 1, "topk_group": 1, "rope_parameters": PLAIN}),
-    Case("deepseek_v32", "deepseek_v32", {**LATENT, **INDEX, "num_hidden_layers": 3, "rope_parameters": PLAIN}),
+    Case("deepseek_v32", "deepseek_v32", {**LATENT, **INDEX, "num_hidden_layers": 3, "rope_parameters": PLAIN}, GAIN),
     Case(
         "glm_moe_dsa",
         "glm_moe_dsa",
@@ -53,5 +54,6 @@ CASES = (
             "indexer_types": ["full", "full", "shared", "full", "shared"],
             "rope_parameters": PLAIN,
         },
+        GAIN,
     ),
 )

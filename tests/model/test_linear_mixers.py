@@ -15,6 +15,7 @@ from tests.model.support import loud, segments, tokens
 from upslope.config import FrozenDict
 from upslope.model.cache import Cache
 from upslope.model.config import MTP, Attention, Gated, Layer, Lightning, Mamba2, ModelConfig, Nope, Nothing
+from upslope.model.families import FAMILIES
 from upslope.model.flow import Flow
 from upslope.model.init import initialise
 from upslope.model.lightning import decays
@@ -35,7 +36,7 @@ def config(mixer: Any, depth: int = 3) -> ModelConfig:
     other = Attention(heads=2, kv_heads=1, head_dim=4, position=Nope(), qk_norm=None)
     blocks = {"rec": Layer(mixer=mixer, ffn=Nothing()), "att": Layer(mixer=other, ffn=Gated(hidden=12))}
     pattern = ("rec", "att", *["rec"] * (depth - 2))
-    return ModelConfig(d_model=D, blocks=FrozenDict(blocks), pattern=pattern, vocab=64, context=64)
+    return ModelConfig(d_model=D, blocks=FrozenDict(blocks), pattern=pattern, vocab=64, context=64)  # type: ignore[arg-type]
 
 
 def model_of(name: str, dtype: torch.dtype = torch.float64) -> Transformer:
@@ -279,3 +280,17 @@ def test_only_true_matrices_are_matrices_to_the_optimizer() -> None:
         found = {n.split(".")[0] for n, p in mixer.named_parameters() if role(f"blocks.0.mixer.{n}", p) == "matrix"}
         assert found == matrices
         assert {n.split(".")[0] for n, p in mixer.named_parameters() if decayed(f"blocks.0.mixer.{n}", p)} == matrices
+
+
+@pytest.mark.parametrize("kinds", [("linear_attention",) * 2, ("full_attention",), ("linear_attention", "full_attention")])
+def test_minimax_is_written_with_any_mix_of_layers(kinds: tuple[str, ...]) -> None:
+    """Also without the softmax layers that other families take the head's width from."""
+    data = {"hidden_size": 24, "vocab_size": 8, "max_position_embeddings": 9, "rms_norm_eps": 1e-5, "num_hidden_layers": len(kinds)}
+    data |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 1, "intermediate_size": 5}
+    family = FAMILIES["minimax"]
+    read = family.read({**data, "layer_types": list(kinds), "head_dim": 16, "rope_theta": 50.0})
+    assert {layer.mixer.head_dim for layer in read.layers()} == {16}  # type: ignore[union-attr]
+    written = family.write(read)
+    assert isinstance(written, dict), written
+    assert (written["layer_types"], written["head_dim"]) == (list(kinds), 16)
+    assert family.read(written) == read

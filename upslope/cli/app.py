@@ -42,6 +42,7 @@ RecipeArgument = Annotated[str, typer.Argument(help="A preset (see `presets`) or
 ModelParam = Annotated[str | None, typer.Option("--model", help="finetune: HF folder or run name to start from.")]
 DataParam = Annotated[str | None, typer.Option("--data", help="finetune: your chats (JSONL).")]
 RewardParam = Annotated[str | None, typer.Option("--reward", help="finetune: your scoring function, file.py:name.")]
+SizeParam = Annotated[str | None, typer.Option("--size", help="A lab's preset at this size: tiny, 1M, 10M, ...")]
 SeedParam = Annotated[int | None, typer.Option("--seed", help="Seed of the whole recipe.")]
 DEFAULT_STORE = Path("store")
 
@@ -154,6 +155,7 @@ def run(
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Stages at a time.")] = 1,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes for data stages; default: the cores.")] = None,
     budget: Annotated[str | None, typer.Option("--budget", help="Hard cap on time (90s, 5m, 2h): then save and pause.")] = None,
+    size: SizeParam = None,
     model: ModelParam = None,
     data: DataParam = None,
     reward: RewardParam = None,
@@ -165,7 +167,7 @@ def run(
     from upslope.machine.privacy import redact
 
     cap = parse_budget(budget)
-    draft = _draft(recipe, set_, store, seed, model=model, data=data, reward=reward)
+    draft = _draft(recipe, set_, store, seed, size=size, model=model, data=data, reward=reward)
     place = _store(store)
     graph = _graph(draft, place)
     for note in draft.notes:
@@ -246,16 +248,18 @@ def plan(
     set_: SetOption = None,
     seed: SeedParam = None,
     origins: Annotated[bool, typer.Option("--origins", help="Every value with where it comes from.")] = False,
+    size: SizeParam = None,
     model: ModelParam = None,
     data: DataParam = None,
     reward: RewardParam = None,
     json_: JsonOption = False,
 ) -> None:
     """What would be built, continued and reused, and what is known of its price."""
+    from upslope.cli.presets import flatten
     from upslope.cli.watch import seconds
     from upslope.machine import run as machine
 
-    draft = _draft(recipe, set_, store, seed, model=model, data=data, reward=reward)
+    draft = _draft(recipe, set_, store, seed, size=size, model=model, data=data, reward=reward)
     place = _store(store)
     graph = _graph(draft, place)
     steps = machine.plan(graph, place)
@@ -282,7 +286,7 @@ def plan(
         return
     if origins:
         rows = []
-        for path, value in _flatten(dump(draft.recipe)["stages"]):
+        for path, value in flatten(dump(draft.recipe)["stages"]):
             matching = [o for o in draft.origins if o == path or path.startswith(o + ".")]
             rows.append(
                 (
@@ -311,12 +315,6 @@ def plan(
         f"\n{counts['build']} to build, {counts['resume']} to continue, {counts['reuse']} reused"
         + (f"; about {seconds(total)} here" if total else "")
     )
-
-
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [p for k, v in value.items() for p in _flatten(v, f"{prefix}.{k}" if prefix else k)]
-    return [(prefix, value)]
 
 
 @app.command()
@@ -492,25 +490,21 @@ def chat(
 
 @app.command()
 def presets(name: Annotated[str | None, typer.Argument(help="One preset, in full.")] = None, json_: JsonOption = False) -> None:
-    """Recipes that come with upslope."""
-    import inspect
+    """Recipes that come with upslope, and the labs' models."""
+    from upslope.cli.presets import show
 
-    from upslope.recipes.load import load
-    from upslope.recipes.load import presets as all_presets
+    show(name, json_)
 
-    found = all_presets()
-    if name is None:
-        rows = [(n, (inspect.getdoc(f) or "").split("\n")[0]) for n, f in sorted(found.items())]
-        _emit([{"name": n, "about": d} for n, d in rows]) if json_ else print(table(rows))
-        return
-    needs = (
-        [p for p, q in inspect.signature(found[name]).parameters.items() if q.default is inspect.Parameter.empty] if name in found else []
-    )
-    if needs:
-        print(f"{name} takes {', '.join('--' + n for n in needs)}\n\n{inspect.getdoc(found[name])}")
-        return
-    body = dump(load(name).recipe)
-    _emit(body) if json_ else print(table([(p, json.dumps(v, ensure_ascii=False)) for p, v in _flatten(body)]))
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="A knob (model.blocks.mixer.window, pretrain.optim.lr), a stage, or a word of one.")],
+    json_: JsonOption = False,
+) -> None:
+    """What a knob means, its default, its source, and which labs set it to what."""
+    from upslope.cli.explain import show
+
+    show(name, json_)
 
 
 @app.command()

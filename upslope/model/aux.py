@@ -30,8 +30,8 @@ class RouterStats(NamedTuple):
 
     def plus(self, other: RouterStats) -> RouterStats:
         """The segments of both, in order."""
-        parts = ((a, b) for a, b in zip(self[:4], other[:4]))
-        return RouterStats(*(torch.cat(p) for p in parts), k=self.k)
+        counts, probs, square, lengths = (torch.cat(pair) for pair in zip(self[:4], other[:4]))
+        return RouterStats(counts, probs, square, lengths, self.k)
 
 
 @dataclass

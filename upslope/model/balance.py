@@ -26,7 +26,7 @@ def aux_loss(part: RouterStats, at: Tensor, counts: Tensor, lengths: Tensor, ter
     """One part's share of a balance loss; the gradient runs through its probabilities alone.
 
     part: statistics of some segments of a step; at (S_part,) int64: which. counts (S, E), lengths (S,): of all segments of the step.
-    Returns a scalar; over all parts the scalars add to `weight` at perfect balance, to weight · E / k with all tokens on the same k experts.
+    Returns a scalar; over all parts: `weight` at perfect balance, weight · E / k with all tokens on the same k experts.
     """
     pop = populations(len(lengths), term).to(counts.device)
     load = counts.new_zeros(int(pop[-1]) + 1, counts.shape[1]).index_add(0, pop, counts)

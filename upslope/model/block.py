@@ -101,9 +101,9 @@ class Block(nn.Module):
         d, residual = model.d_model, config.residual
         scaled = residual if isinstance(residual, Scaled) else None
         self.mixer = mixer_of(config.mixer, model, layer, device)
-        self.mixer_half = None if self.mixer is None else Half(config, d, scaled and scaled.mixer, device)
+        self.mixer_half = None if self.mixer is None else Half(config, d, scaled.mixer if scaled else None, device)
         self.ffn = channel_mixer_of(config.ffn, model, layer, device)
-        self.ffn_half = None if self.ffn is None else Half(config, d, scaled and scaled.ffn, device)
+        self.ffn_half = None if self.ffn is None else Half(config, d, scaled.ffn if scaled else None, device)
 
     def forward(self, x: Tensor, flow: Flow, memory: Memory | None) -> Tensor:
         """x: the residual stream in float32, (T, d) or (T, n, d) → the same shape."""

@@ -21,7 +21,11 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Linear(Config):
-    """Position interpolation: positions divided by `factor`. Source: arXiv 2306.15595."""
+    """Position interpolation: positions divided by `factor`.
+
+    factor: how many times longer the context becomes.
+    Source: arXiv 2306.15595.
+    """
 
     kind: Literal["linear"] = "linear"
     factor: Positive
@@ -29,7 +33,8 @@ class Linear(Config):
 
 class Llama3(Config):
     """Llama 3.1's scaling: wavelengths above original / low are divided by factor, below original / high kept, between them blended.
-
+    factor: of the longest wavelengths. low, high: turns within the original context between which frequencies blend.
+    original: the context that was trained, tokens.
     Source: arXiv 2407.21783 §3.4.2 and the released configuration.
     """
 
@@ -45,7 +50,10 @@ class Yarn(Config):
 
     temperature: where m goes: "rotation" multiplies cos and sin by m, "softmax" multiplies the softmax scale by m² and leaves
     the rotation alone (DeepSeek-V3), "none" leaves it out (DeepSeek-V4). truncate: whether the ramp's ends are rounded to
-    whole channels. Source: arXiv 2309.00071; DeepSeek-V3 arXiv 2412.19437 §4.3.
+    whole channels.
+    factor: how many times longer the context becomes. original: the context that was trained, tokens. beta_fast, beta_slow: turns within
+    the original context above which pairs are kept and below which they are interpolated. mscale: strength of the temperature.
+    Source: arXiv 2309.00071; DeepSeek-V3 arXiv 2412.19437 §4.3.
     """
 
     kind: Literal["yarn"] = "yarn"
@@ -64,9 +72,12 @@ Scaling = Annotated[Linear | Llama3 | Yarn, Field(discriminator="kind")]
 class Rope(Config):
     """Rotary position embedding: the angle of pair i at position m is m · base^(-2i/D), D = the rotated channels.
 
-    layout: pairs are (i, i + D/2) for "half" (GPT-NeoX, Llama in Hugging Face's format, Qwen), (2i, 2i + 1) for "interleaved" (GPT-J, DeepSeek).
+    layout: pairs are (i, i + D/2) for "half" (GPT-NeoX, Qwen, Llama as Hugging Face stores it), (2i, 2i + 1) for "interleaved"
+    (GPT-J, DeepSeek).
     fraction: share of a head's channels that rotate. part: whether those are the leading or the trailing channels.
-    scaling: stretches a trained context. Source: Su et al. 2021, arXiv 2104.09864; a larger base (ABF): arXiv 2309.16039.
+    scaling: stretches a trained context.
+    base: the slowest pair turns once in about 2π · base tokens.
+    Source: Su et al. 2021, arXiv 2104.09864; a larger base (ABF): arXiv 2309.16039.
     """
 
     kind: Literal["rope"] = "rope"
@@ -100,6 +111,7 @@ class RMS(Config):
     """Root-mean-square norm with a gain: y = x / sqrt(mean(x²) + eps) · g.
 
     gain: "one" stores g, starting at 1; "zero" stores g - 1, starting at 0 (Gemma), which weight decay pulls to a gain of one.
+    eps: added to the mean square.
     Source: arXiv 1910.07467.
     """
 
@@ -139,6 +151,8 @@ class Attention(Config):
     scale: factor of q·k (None: 1/sqrt(head_dim)). softcap: logits become c·tanh(logit/c). sinks: a learned logit per head joins the
     softmax's denominator. bias: which projections have one. gate: the output is multiplied by sigmoid(x W_g), one gate per channel.
     kv: own keys and values, or those of the layer below (CLA).
+    heads, kv_heads: of queries; of keys and values. head_dim: width of a query and key head. position: where order comes from.
+    qk_norm: of queries and keys (None: none).
     Sources: GQA arXiv 2305.13245; window arXiv 2004.05150; soft-cap Gemma 2, arXiv 2408.00118; sinks gpt-oss, arXiv 2508.10925;
     gate arXiv 2505.06708; CLA arXiv 2405.12981.
     """
@@ -178,6 +192,7 @@ class Indexer(Config):
     heads, dim: of q_j and of the single key k. rope: rotates the leading rope_dim channels (a `dim`-wide head with that fraction).
     stage: "dense" leaves attention dense while the indexer learns its distribution (warm-up); "sparse" attends to the chosen tokens only.
     loss: weight of KL(attention ‖ softmax(I)); the indexer's inputs are detached, so it learns from nothing else.
+    top_k: tokens that a query may attend to. eps: of the key's LayerNorm.
     Source: DeepSeek-V3.2, arXiv 2512.02556.
     """
 
@@ -201,7 +216,9 @@ class MLA(Config):
 
     q_latent: width of the queries' latent (None: none). kv_latent: width of what is cached. nope_dim, rope_dim: channels of a query head
     without and with position. value_dim: of a value head. select: None = dense; an indexer; or the tokens chosen by the layer below.
-    eps: of the latents' norms. Source: DeepSeek-V2, arXiv 2405.04434.
+    eps: of the latents' norms.
+    heads: of queries. position: rotation of the rope_dim channels.
+    Source: DeepSeek-V2, arXiv 2405.04434.
     """
 
     kind: Literal["mla"] = "mla"
@@ -224,7 +241,11 @@ class MLA(Config):
 
 
 class HCA(Config):
-    """Heavily compressed history: every `rate` tokens become one entry, all of which are attended to. Source: arXiv 2606.19348 §2.3.2."""
+    """Heavily compressed history: every `rate` tokens become one entry, all of which are attended to.
+
+    rate: tokens of an entry.
+    Source: arXiv 2606.19348 §2.3.2.
+    """
 
     kind: Literal["hca"] = "hca"
     rate: Width = 128
@@ -234,6 +255,7 @@ class CSA(Config):
     """Compressed history read sparsely: overlapping entries of `rate` tokens, of which an indexer chooses top_k per query.
 
     index_heads, index_dim: of the indexer's queries; its keys are compressed in the same way. stage, loss: as of `Indexer`, over entries.
+    rate: tokens of an entry. top_k: entries that a query may attend to.
     Source: arXiv 2606.19348 §2.3.1; the loss: arXiv 2512.02556.
     """
 
@@ -251,7 +273,9 @@ class Compressed(Config):
 
     q_latent: width of the queries' latent. window: tokens seen uncompressed. history: what stands for older tokens (None: nothing).
     position: interleaved, on trailing channels, entry i standing at i · rate; the output is rotated back. groups, group_dim: of the
-    grouped output projection. eps: of its norms. Source: arXiv 2606.19348 §2.3.
+    grouped output projection. eps: of its norms.
+    heads, head_dim: of queries; head_dim is also the width of the one key-value head. eps: of the norms.
+    Source: arXiv 2606.19348 §2.3.
     """
 
     kind: Literal["compressed"] = "compressed"
@@ -276,9 +300,11 @@ class Compressed(Config):
 
 
 class Lightning(Config):
-    """Linear attention with a fixed decay per head, S_t = e^{-λ} S_{t-1} + k_tᵀ v_t, o_t = q_t S_t; q, k, v = silu(x W).
+    """Linear attention with a fixed decay per head, S_t = e^{-λ} S_{t-1} + v_t k_tᵀ, o_t = S_t q_t; q, k, v = silu(x W).
 
-    λ of head n of layer l of L: 2^(-8n/heads) · (1 - l/(L-1) + 1e-5). The heads' outputs are RMS-normed together and gated by sigmoid(x W_g).
+    λ of head n (from 1) in layer l (from 0) of L: 2^(-8n/heads) · (1 - l/(L - 1 + 1e-5) + 1e-5). The heads' outputs are RMS-normed
+    together and gated by sigmoid(x W_g).
+    heads, head_dim: of queries, keys and values. eps: of the norm.
     Source: MiniMax-01, arXiv 2501.08313.
     """
 
@@ -292,7 +318,9 @@ class Mamba2(Config):
     """State-space layer with scalar decay: H_t = a_t H_{t-1} + Δ_t x_t B_tᵀ, y_t = H_t C_t + D x_t, gated norm per group.
 
     heads, head_dim: of x. state: width n of B and C. groups: of heads that share B and C. conv: taps of the causal convolution.
-    dt_min: least Δ; dt_min, dt_max: range of the initial Δ. Source: arXiv 2405.21060.
+    dt_min: least Δ; dt_min, dt_max: range of the initial Δ.
+    eps: of the gated norm.
+    Source: arXiv 2405.21060.
     """
 
     kind: Literal["mamba2"] = "mamba2"
@@ -328,7 +356,9 @@ class Gated(Config):
     """A gated FFN: y = (act(x W_gate) ⊙ x W_up) W_down, W_gate and W_up (d, hidden).
 
     act: "silu" (SwiGLU), "gelu" (GeGLU, tanh form), "swish1702" (gpt-oss: g · sigmoid(1.702 g), and up + 1).
-    limit: the gate is clamped to ≤ limit and up to ± limit. Sources: arXiv 2002.05202; clamp: gpt-oss, arXiv 2508.10925.
+    limit: the gate is clamped to ≤ limit and up to ± limit.
+    hidden: width between. bias: all three projections have one.
+    Sources: arXiv 2002.05202; clamp: gpt-oss, arXiv 2508.10925.
     """
 
     kind: Literal["swiglu"] = "swiglu"
@@ -339,7 +369,11 @@ class Gated(Config):
 
 
 class Relu2(Config):
-    """A plain FFN with squared ReLU: y = relu(x W_up)² W_down. Source: arXiv 2109.08668."""
+    """A plain FFN with squared ReLU: y = relu(x W_up)² W_down.
+
+    hidden: width between.
+    Source: arXiv 2109.08668.
+    """
 
     kind: Literal["relu2"] = "relu2"
     hidden: Width
@@ -352,6 +386,7 @@ class TopK(Config):
     """The k experts of largest score. groups: the experts stand in this many groups, of which the best `keep` may be chosen from.
 
     group_score: a group's rank: its best score ("max", DeepSeek-V2) or the sum of its two best ("top2", V3).
+    k: experts of a token. keep: groups that a token may choose from.
     """
 
     kind: Literal["topk"] = "topk"
@@ -362,7 +397,11 @@ class TopK(Config):
 
 
 class Hashed(Config):
-    """k experts by a fixed table over token ids, drawn from the seed; the weights are still the scores. Source: arXiv 2606.19348."""
+    """k experts by a fixed table over token ids, drawn from the seed; the weights are still the scores.
+
+    k: experts of a token.
+    Source: arXiv 2606.19348.
+    """
 
     kind: Literal["hash"] = "hash"
     k: Width
@@ -389,7 +428,9 @@ class AuxLoss(Config):
 
     over: the tokens that f and P are taken over: each "sequence", each group of `group` consecutive sequences of the step ("micro"), or all
     tokens of the optimizer step ("global"). The loss is the mean over those populations weighted by their tokens, so it does not depend on
-    how the step is split. Sources: arXiv 2006.16668; sequence: arXiv 2412.19437; global: arXiv 2501.11873.
+    how the step is split.
+    weight: of the loss; it is this at perfect balance. group: sequences of a micro-batch.
+    Sources: arXiv 2006.16668; sequence: arXiv 2412.19437; global: arXiv 2501.11873.
     """
 
     kind: Literal["aux"] = "aux"
@@ -400,7 +441,7 @@ class AuxLoss(Config):
 
 class BiasBalance(Config):
     """Loss-free balancing: a bias per expert, used in selection only, moves by `rate` · sign(mean load - load) after each optimizer step.
-
+    rate: step of the bias.
     Source: arXiv 2408.15664.
     """
 
@@ -416,6 +457,7 @@ class MoE(Config):
 
     experts: their number. expert: the shape of one. shared: an FFN that every token takes (n shared experts = one of n times the width).
     latent: routed experts work at this width, between one down- and one up-projection (None: at d_model). balance: terms, in order.
+    router: how a token finds its experts.
     Sources: fine-grained and shared: arXiv 2401.06066; LatentMoE: arXiv 2601.18089.
     """
 
@@ -492,6 +534,7 @@ class HyperConnections(Config):
     """n residual streams X, X' = B X + C f(A X), whose coefficients come from the tokens; B is made doubly stochastic by Sinkhorn.
 
     iterations: of Sinkhorn. eps: floor of A and of Sinkhorn's sums. norm_eps: of the norm that the coefficients are read from.
+    streams: their number n. iterations: of Sinkhorn's normalisation. eps: added there.
     Source: mHC, arXiv 2512.24880; as in DeepSeek-V4, arXiv 2606.19348. All blocks of a model have it, or none.
     """
 
@@ -506,7 +549,10 @@ Residual = Annotated[Add | Scaled | HyperConnections, Field(discriminator="kind"
 
 
 class Layer(Config):
-    """One block: token mixing, then channel mixing, each normed as `norm` says and joined as `residual` says."""
+    """One block: token mixing, then channel mixing, each normed as `norm` says and joined as `residual` says.
+
+    mixer: what mixes tokens. ffn: what mixes channels. norm: where the norms stand. residual: how a half joins the stream.
+    """
 
     mixer: Mixer
     ffn: FFN
@@ -543,9 +589,10 @@ Head = Annotated[Untied | Tied, Field(discriminator="kind")]
 class MTP(Config):
     """Multi-token prediction: depth modules in a row, module k predicting token t+k+1 from h^{k-1}_t and the embedding of token t+k.
 
-        h^k = block([norm(h^{k-1}); norm(embed(t+k))] M_k);  loss = weight · mean_k CE_k
+        h^k = block([norm(h^{k-1}); norm(embed(t+k))] M_k);  loss = weight · mean_k CE_k.
 
     block: the kind of block each module has, by name. shared: one module's weights serve all depths.
+    depth: tokens predicted beyond the next. weight: of the mean loss of the depths.
     Source: DeepSeek-V3, arXiv 2412.19437 §2.2.
     """
 
@@ -563,6 +610,7 @@ class ZeroOut(Config):
     """Attention output, FFN down projection and untied head start at zero, so the model starts as a uniform guess.
 
     The rest: normal with std gain / sqrt(fan_in); embeddings normal with std `embed_std`; norm gains 1.
+    embed_std: of the embeddings. gain: of the matrices.
     Source: measured for tiny models (arXiv 2203.03466 gives the zero head and output init).
     """
 
@@ -572,7 +620,11 @@ class ZeroOut(Config):
 
 
 class Normal(Config):
-    """Every matrix normal with one std; norm gains 1. Source: OLMo 2, arXiv 2501.00656 §3.2 (0.02); DeepSeek-V3: 0.006."""
+    """Every matrix normal with one std; norm gains 1.
+
+    std: of every matrix. zero: halves whose output projections start at zero ("mixer", "ffn"), and the "head".
+    Source: OLMo 2, arXiv 2501.00656 §3.2 (0.02); DeepSeek-V3: 0.006.
+    """
 
     kind: Literal["normal"] = "normal"
     std: Positive = 0.02
@@ -580,7 +632,11 @@ class Normal(Config):
 
 
 class DepthScaled(Config):
-    """As `Normal`, with the projections into the residual stream divided by sqrt(number of branches). Source: GPT-2; Nemotron-H."""
+    """As `Normal`, with the projections into the residual stream divided by sqrt(number of branches).
+
+    std: of every other matrix. zero: halves whose output projections start at zero, and the "head".
+    Source: GPT-2; Nemotron-H.
+    """
 
     kind: Literal["depth_scaled"] = "depth_scaled"
     std: Positive = 0.02
@@ -588,7 +644,11 @@ class DepthScaled(Config):
 
 
 class FanIn(Config):
-    """Normal with std gain / sqrt(fan_in), cut at 3 std; embeddings normal with std `embed_std`. Source: arXiv 2309.14322."""
+    """Normal with std gain / sqrt(fan_in), cut at 3 std; embeddings normal with std `embed_std`.
+
+    gain: of the matrices. embed_std: of the embeddings. zero: halves whose output projections start at zero, and the "head".
+    Source: arXiv 2309.14322.
+    """
 
     kind: Literal["fan_in"] = "fan_in"
     gain: Positive = 1.0
@@ -621,6 +681,7 @@ class ModelConfig(Config):
     the tokenizer (`replace(vocab=...)`). context: the longest sequence that the model is meant for, tokens.
     embed_scale: "sqrt_d" multiplies embeddings by sqrt(d_model) (Gemma). logit_softcap: output logits become c·tanh(logit/c).
     mtp: predicts further tokens in training.
+    head: the output matrix. init: how weights start.
     """
 
     d_model: Width
@@ -654,7 +715,8 @@ class ModelConfig(Config):
         """Whatever is reused must have been made below, in the same shape."""
         kv: Attention | None = None
         index = False
-        for i, layer in enumerate(self.layers()):
+        ahead = [self.blocks[self.mtp.block]] if self.mtp else []
+        for i, layer in enumerate([*self.layers(), *ahead]):
             m = layer.mixer
             if isinstance(m, Attention):
                 if isinstance(m.kv, Own):

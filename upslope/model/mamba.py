@@ -37,7 +37,8 @@ def decayed_scan(c: Tensor, b: Tensor, u: Tensor, log_a: Tensor, state: Tensor |
     c, b (S, N, G, M), shared by the R heads of a group; u (S, N, G, R, P); log_a (S, N, G, R), none positive; state (S, G, R, P, M)
     before, None = zero → y (S, N, G, R, P), state after. Source: arXiv 2405.21060 §6.
     """
-    length, n = u.shape[1], min(SCAN_CHUNK, u.shape[1])
+    length = u.shape[1]
+    n = math.ceil(length / math.ceil(length / SCAN_CHUNK))  # chunks of like length: little padding
     c, b, u, log_a = (F.pad(t, (*(0, 0) * (t.ndim - 2), 0, -length % n)).unflatten(1, (-1, n)) for t in (c, b, u, log_a))
     c, b = c.transpose(2, 3), b.transpose(2, 3)  # (S, K, G, n, M)
     u, log_a = u.movedim(2, 4), log_a.movedim(2, 4)  # (S, K, G, R, n, P), (S, K, G, R, n)

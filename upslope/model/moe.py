@@ -1,14 +1,15 @@
 """Mixture of experts, dropless: y = shared(x) + Σ_{i chosen} g_i expert_i(x).
 
-Choices are sorted by expert, each expert runs once over its rows, and the results go back by a gather. With `latent`, routed experts work
-between one down- and one up-projection. Sources: DeepSeekMoE arXiv 2401.06066; dropless arXiv 2211.15841; LatentMoE arXiv 2601.18089.
+Choices are sorted by expert and each expert runs once over its rows, small enough to stay in cache; sums over a token's choices are gathers
+in both directions, so nothing is scattered. With `latent`, routed experts work between one down- and one up-projection.
+Sources: DeepSeekMoE arXiv 2401.06066; dropless arXiv 2211.15841; LatentMoE arXiv 2601.18089.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,43 +22,133 @@ from upslope.model.linear import Linear, undrawn
 from upslope.model.norm import wide
 from upslope.model.router import Routes, route
 
+if TYPE_CHECKING:
+    import numpy as np
 
-class _ToExperts(torch.autograd.Function):
-    """Rows of x by choice, in the order of experts; the gradient is gathered per token instead of scattered."""
+
+def _activated(config: Gated | Relu2, pre: Sequence[Tensor]) -> Tensor:
+    """The hidden activations (n, hidden) from gate and up, or from up alone, in float32 or wider."""
+    if isinstance(config, Gated):
+        return gate(config, wide(pre[0]), wide(pre[1]))
+    return F.relu(wide(pre[0])).square()
+
+
+def _pullback(config: Gated | Relu2, pre: Sequence[Tensor]) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+    """The hidden activations, and the map from their gradient to those of gate and up (or up); written out for the commonest."""
+    if isinstance(config, Gated) and config.act == "silu" and config.limit is None:
+        g, up = pre
+        act = F.silu(g)
+        return act * up, lambda grad: (torch.ops.aten.silu_backward(grad * up, g), grad * act)
+    with torch.enable_grad():
+        leaves = [p.detach().requires_grad_() for p in pre]
+        hidden = _activated(config, leaves)
+    return hidden.detach(), lambda grad: torch.autograd.grad(hidden, leaves, grad)
+
+
+class _Sorted(NamedTuple):
+    """A pass's choices in the order of experts. counts: per expert. choice (T·k,): each as t·k + j; place (T, k): where it stands."""
+
+    counts: list[int]
+    choice: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, chosen: Tensor, experts: int) -> _Sorted:
+        """From the experts (T, k) of each token."""
+        flat = chosen.flatten()
+        choice = flat.argsort(stable=True)
+        place = torch.empty_like(choice)
+        place[choice] = torch.arange(len(choice), device=choice.device)
+        return cls(torch.bincount(flat, minlength=experts).tolist(), choice, place.view_as(chosen))
+
+    def runs(self) -> Iterator[tuple[int, slice]]:
+        """(expert, its rows) of every expert that has any."""
+        end = 0
+        for i, count in enumerate(self.counts):
+            end += count
+            if count:
+                yield i, slice(end - count, end)
+
+    def per_token(self, rows: Tensor) -> Tensor:
+        """rows (T·k, d) → their sums (T, d) over each token's k: a gather, where index_add would scatter."""
+        return F.embedding_bag(self.place, rows, mode="sum")
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a @ b, rounded to out's dtype."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)
+
+
+def _paired(matrices: Sequence[Any]) -> list[tuple[Tensor, Any]]:
+    """(stack, its biases or None) of each projection, from one flat list."""
+    return list(zip(matrices[::2], matrices[1::2]))
+
+
+class _Routed(torch.autograd.Function):
+    """Σ_j w_tj expert_{e_tj}(x_t), forward and backward an expert at a time.
+
+    Autograd's graph of the same would keep copies of the rows, stack the experts' gradients, and pass every intermediate through memory.
+    matrices: per projection its stack (E, out, in) and its biases (E, out) or None, down last.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, token: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(place)
-        return x.index_select(0, token)
+    def forward(ctx: Any, config: Gated | Relu2, by: _Sorted, x: Tensor, weights: Tensor, *matrices: Tensor | None) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide(x).dtype
+        *ins, (down, down_bias) = _paired(matrices)
+        token, weight = by.choice // weights.shape[1], weights.flatten()[by.choice, None]  # (T·k,), (T·k, 1)
+        pre = [x.new_empty(len(token), m.shape[1], dtype=dtype) for m, _ in ins]
+        y = x.new_empty(len(token), down.shape[1], dtype=dtype)
+        for i, at in by.runs():
+            rows = x.index_select(0, token[at]).to(dtype)
+            for p, (matrix, bias) in zip(pre, ins):
+                torch.mm(rows, matrix[i].T.to(dtype), out=p[at])
+                if bias is not None:
+                    p[at] += bias[i]
+            hidden = _activated(config, [p[at] for p in pre]) * weight[at]  # the weight goes in early, where rows are in cache
+            torch.mm(hidden.to(dtype), down[i].T.to(dtype), out=y[at])
+            if down_bias is not None:
+                y[at] += weight[at] * down_bias[i]
+        ctx.save_for_backward(token, x, weight, *matrices, *pre)
+        ctx.config, ctx.by = config, by
+        return by.per_token(y)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (place,) = ctx.saved_tensors  # (T, k)
-        total = grads[0].index_select(0, place[:, 0])
-        for column in place.unbind(1)[1:]:
-            total += grads[0].index_select(0, column)
-        return total, None, None
-
-
-class _FromExperts(torch.autograd.Function):
-    """Σ_j w_tj y[place_tj]: the weighted sum of each token's rows."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, place: Tensor, order: Tensor) -> Tensor:
-        ctx.save_for_backward(y, weights, place, order)
-        total = y.index_select(0, place[:, 0]) * weights[:, :1]
-        for j in range(1, place.shape[1]):
-            total.addcmul_(y.index_select(0, place[:, j]), weights[:, j, None])
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        y, weights, place, order = ctx.saved_tensors
-        (grad,) = grads
-        rows = grad.index_select(0, order // place.shape[1])  # (T·k, d), in the order of experts
-        by_expert = weights.flatten().index_select(0, order)[:, None]
-        grad_weight = (rows * y).sum(-1).index_select(0, place.flatten()).view_as(weights)
-        return rows.mul_(by_expert) if rows.dtype == y.dtype else (rows * by_expert).to(y.dtype), grad_weight, None, None
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        token, x, weight, *rest = ctx.saved_tensors
+        count = 6 if isinstance(ctx.config, Gated) else 4
+        matrices, pre = rest[:count], rest[count:]
+        to = [None if m is None else torch.empty_like(m) for m in matrices]
+        *ins, (down, down_bias) = _paired(matrices)
+        *to_ins, (to_down, to_down_bias) = _paired(to)
+        dtype = pre[0].dtype
+        to_rows, to_weights = x.new_empty(len(token), x.shape[1], dtype=dtype), torch.empty_like(weight)
+        for t in to:
+            if t is not None and 0 in ctx.by.counts:
+                t[[i for i, count in enumerate(ctx.by.counts) if not count]] = 0
+        for i, at in ctx.by.runs():
+            rows, out = x.index_select(0, token[at]).to(dtype), grads[0].index_select(0, token[at]).to(dtype)
+            hidden, pull = _pullback(ctx.config, [wide(p[at]) for p in pre])
+            _product(out.T, (hidden * weight[at]).to(dtype), to_down[i])
+            to_hidden = wide(out @ down[i].to(dtype))
+            to_weights[at] = (to_hidden * hidden).sum(1, keepdim=True)
+            if down_bias is not None:
+                torch.sum(wide(out) * weight[at], 0, out=to_down_bias[i])
+                to_weights[at] += wide(out) @ down_bias[i, :, None]
+            to_pre = [g.to(dtype) for g in pull(to_hidden.mul_(weight[at]))]
+            for j, (g, (matrix, bias)) in enumerate(zip(to_pre, ins)):
+                _product(g.T, rows, to_ins[j][0][i])
+                if bias is not None:
+                    torch.sum(wide(g), 0, out=to_ins[j][1][i])
+                if j == 0:
+                    torch.mm(g, matrix[i].to(dtype), out=to_rows[at])
+                else:
+                    to_rows[at].addmm_(g, matrix[i].to(dtype))
+        return None, None, ctx.by.per_token(to_rows).to(x.dtype), to_weights[:, 0][ctx.by.place], *to
 
 
 class Experts(nn.Module):
@@ -78,28 +169,20 @@ class Experts(nn.Module):
         """Biases start at zero, matrices as the scheme says."""
         return torch.zeros(shape) if leaf.endswith("bias") else None
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
-        """x (Σ counts, width), the rows of expert 0 first → the same shape."""
-        gates = (None,) * len(counts) if self.gate is None else self.gate.unbind()
-        ups, downs = self.up.unbind(), self.down.unbind()
-        out = []
-        for i, rows in enumerate(x.split(counts)):
-            if not counts[i]:
-                continue
-            g, config = gates[i], self.config
-            up = F.linear(rows, ups[i], None if self.up_bias is None else self.up_bias[i])
-            if isinstance(config, Gated) and g is not None:
-                hidden = gate(config, F.linear(rows, g, None if self.gate_bias is None else self.gate_bias[i]), up)
-            else:
-                hidden = F.relu(up).square()
-            out.append(F.linear(hidden, downs[i], None if self.down_bias is None else self.down_bias[i]))
-        return torch.cat(out)
+    def forward(self, x: Tensor, routes: Routes) -> Tensor:
+        """x (T, width) → the weighted sums (T, width) over each token's experts."""
+        matrices = [self.up, self.up_bias, self.down, self.down_bias]
+        if self.gate is not None:
+            matrices = [self.gate, self.gate_bias, *matrices]
+        out: Tensor = _Routed.apply(self.config, _Sorted.of(routes.chosen, len(self.up)), x, routes.weights, *matrices)
+        return out
 
 
 class MixtureOfExperts(nn.Module):
     """Router, experts, shared expert, latent projections.
 
     select_bias (E,): moves selection only, a buffer that exists where the balance has a bias term. table (vocab, k): experts per token id.
+    `latent_up` is no "out" to the init schemes: the experts' `down` is, and two zero matrices in a row would never learn.
     """
 
     select_bias: Tensor | None
@@ -132,17 +215,9 @@ class MixtureOfExperts(nn.Module):
             fp32 = wide(x)
             logits = F.linear(fp32, self.router.weight.to(fp32.dtype), self.router.bias)
             routes = route(logits, self.config.router, self.select_bias, None if self.table is None else self.table[flow.ids])
-        counts = torch.bincount(routes.chosen.flatten(), minlength=self.config.experts)
         if flow.aux is not None and flow.wants("router"):
             flow.aux.saw_router(self.layer, self._stats(routes, flow))
-        order = routes.chosen.flatten().argsort(stable=True)  # choices (t, j) flat, by expert
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        place = place.view_as(routes.chosen)
-        inner = x if self.latent_down is None else self.latent_down(x)
-        rows = _ToExperts.apply(inner, order // place.shape[1], place)
-        y = self.experts(rows, counts.tolist())
-        out: Tensor = _FromExperts.apply(y, routes.weights.to(y.dtype), place, order)
+        out: Tensor = self.experts(x if self.latent_down is None else self.latent_down(x), routes)
         if self.latent_up is not None:
             out = self.latent_up(out)
         return out if self.shared is None else out + self.shared(x)

@@ -38,7 +38,7 @@ class Predictor(nn.Module):
         self.final_norm = RMSNorm(d, config.final_norm, device)
 
     def forward(self, hidden: Tensor, ahead: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
-        """hidden, ahead (T, d): states of depth k - 1, embeddings of the tokens k ahead → states of depth k, and those normed for the head."""
+        """hidden, ahead (T, d): states of depth k - 1, embeddings k tokens ahead → states of depth k, and those normed for the head."""
         x = wide(self.join(torch.cat((self.hidden_norm(hidden), self.embed_norm(ahead)), -1)))
         if self.collapse is not None:
             x = self.collapse(self.block(x[:, None].expand(-1, self.streams, -1), flow, None))

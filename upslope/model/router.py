@@ -2,7 +2,7 @@
 
     s = score(x W + b);  chosen = select(s + selection bias);  g_i = scale · s_i / Σ_chosen s   (the division where renorm is set)
 
-The selection bias never enters the weights. Sources: DeepSeek-V3, arXiv 2412.19437 §2.1.2; groups: §2.1.2 and DeepSeek-V2, arXiv 2405.04434.
+The selection bias never enters the weights. Sources: DeepSeek-V3, arXiv 2412.19437 §2.1.2; groups: also DeepSeek-V2, arXiv 2405.04434.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Hidden states after the final norm.
 
-        ids (T,) integer. seg (T,): segment numbers 0..S-1 in order; tokens see only their own segment (None: one segment). pos (T,): positions
-        (None: counted from 0 in each segment, or on from what the cache holds). cache: `cache.at(slots)`, segment i on slot i.
+        ids (T,) integer. seg (T,): segment numbers 0..S-1 in order; tokens see only their own segment (None: one segment). pos (T,):
+        positions (None: counted from 0 in each segment, or on from what the cache holds). cache: `cache.at(slots)`, segment i on slot i.
         aux: filled with the side outputs that it wants. Returns (T, d) float32; row t has seen ids[:t+1].
         """
         if seg is None:

@@ -14,9 +14,10 @@ from typing import Any
 import upslope.recipes as home
 from upslope.config import FrozenDict, UsageError, dump
 from upslope.machine.stage import SCHEMA, Recipe
+from upslope.recipes import labs
 from upslope.recipes.overrides import Draft, apply, build_stage, parse_assignment
 
-_NOT_PRESETS = ("load", "overrides")
+_NOT_PRESETS = ("load", "overrides", "scale", "labs")
 
 
 def presets() -> dict[str, Callable[..., Recipe]]:
@@ -49,8 +50,10 @@ def _base(name: str, params: Mapping[str, Any]) -> Draft:
         return _from_toml(Path(name), ())
     found = presets()
     key = name.replace("-", "_")
+    if key in labs.PRESETS:
+        return _lab(key, params)
     if key not in found:
-        near = difflib.get_close_matches(key, list(found), n=3, cutoff=0.4)
+        near = difflib.get_close_matches(key, [*found, *labs.PRESETS], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"presets: {', '.join(found)}"
         raise UsageError(f"no recipe named {name!r}; {hint}\na file of your own ends in .toml")
     known = inspect.signature(found[key]).parameters
@@ -64,6 +67,17 @@ def _base(name: str, params: Mapping[str, Any]) -> Draft:
         )
     recipe = found[key](**params)
     return Draft(recipe, {"": f"preset {key}"})
+
+
+def _lab(key: str, params: Mapping[str, Any]) -> Draft:
+    """A lab's preset at the size asked for; without one it says its price and stops."""
+    from upslope.recipes.labs.recipe import lab_recipe, refuse
+
+    if extra := [p for p in params if p not in ("size", "seed")]:
+        raise UsageError(f"preset {key!r} has no parameter --{extra[0]}; it takes: --size")
+    if "size" not in params:
+        raise refuse(key)
+    return Draft(lab_recipe(key, **params), {"": f"preset {key} at {params['size']}"})
 
 
 def _from_toml(path: Path, trail: tuple[Path, ...]) -> Draft:

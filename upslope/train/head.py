@@ -97,20 +97,26 @@ def _columns(hidden: Tensor, batch: Batch, wants: Wants, logits: Callable[[Tenso
         ids = batch.distil.ids[index]
         return logprob, entropy, lse, logp if ids.stride(0) == 0 and ids.shape == z.shape else logp.gather(-1, ids)
 
-    sources = hidden[at - 1]
-    if len(at) <= chunk:
-        parts = [rows(sources, at)]
-    else:
-        parts = [
-            checkpoint(rows, h, i, use_reentrant=False) if torch.is_grad_enabled() else rows(h, i)
-            for h, i in zip(sources.split(chunk), at.split(chunk))
-        ]
+    parts = in_chunks(rows, chunk, hidden[at - 1], at)
     found = {}
     for k, name in enumerate(("logprob", "entropy", "lse", "top")):
         if name in wants:
-            rowed = torch.cat([p[k] for p in parts])
-            found[name] = rowed.new_zeros(len(batch), *rowed.shape[1:]).index_copy(0, at, rowed)
+            found[name] = parts[k].new_zeros(len(batch), *parts[k].shape[1:]).index_copy(0, at, parts[k])
     return found
+
+
+def target_logprobs(hidden: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+    """Log-probs (n,) of tokens (n,) that hidden states (n, d) predict, at most `chunk` rows of logits at a time."""
+    return in_chunks(lambda h, target: TokenStats.apply(logits(h), target, False), chunk, hidden, targets)[0]
+
+
+def in_chunks(f: Callable[..., tuple[Tensor, ...]], chunk: int, *columns: Tensor) -> tuple[Tensor, ...]:
+    """f of row-wise columns, at most `chunk` rows at a time; with several chunks each is computed again in the backward pass."""
+    if len(columns[0]) <= chunk:
+        return f(*columns)
+    chunks = zip(*(c.split(chunk) for c in columns))
+    parts = [checkpoint(f, *rows, use_reentrant=False) if torch.is_grad_enabled() else f(*rows) for rows in chunks]
+    return tuple(torch.cat(p) for p in zip(*parts))
 
 
 def restrict(logits: Tensor, kept: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One optimizer step: split, survey, backward, clip, refuse what is not finite, update. No loop, no data, no schedule."""
+"""One optimizer step: split, survey, backward, clip, refuse what is not finite, update, balance. No loop, no data, no schedule."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from upslope.config import UsageError
 from upslope.machine.events import Events
+from upslope.model.aux import Aux
 from upslope.model.heads import ScalarHead
 from upslope.model.weights import Live, live
 from upslope.optim.build import build
 from upslope.optim.config import AdamW, Muon
 from upslope.precision.autocast import autocast
 from upslope.precision.config import Numerics
+from upslope.train.auxiliary import Auxiliary, AuxiliaryStep
 from upslope.train.batch import Batch
 from upslope.train.head import read
 from upslope.train.protocol import Loss, Out, StepReport, Sums, Surveying, Wants
@@ -30,7 +32,8 @@ class Diverged(RuntimeError):
 class Trainer:
     """A model and its optimizer.
 
-    model: `model(ids (T,), seg (T,), pos (T,))` → hidden states (T, d), and `model.logits((n, d))` → (n, V).
+    model: `model(ids (T,), seg (T,), pos (T,))` → hidden states (T, d), and `model.logits((n, d))` → (n, V). Where its config has experts,
+    indexers or multi-token prediction, their side losses join the objective, see `train.auxiliary`.
     optim: optimizer config. numerics: of forward and backward. clip: largest global gradient norm, or None.
     micro_tokens: most tokens of one forward and backward (0 = the whole step); chunk: most rows of logits at a time.
     Neither changes a result beyond rounding. scalar: a head (n, d) → (n,) trained along: reward models, critics.
@@ -53,6 +56,7 @@ class Trainer:
         self.model, self.scalar, self.numerics, self.clip = model, scalar, numerics, clip
         self.micro_tokens, self.chunk, self.patience, self.events = micro_tokens, chunk, patience, events or Events()
         self.optimizer = build(self.named_parameters().items(), optim)
+        self.auxiliary = Auxiliary.of(model)
         self.steps = 0
         self.refused = 0
         self.in_a_row = 0
@@ -70,17 +74,18 @@ class Trainer:
         Raises Diverged after `patience` refusals in a row, UsageError for a batch that the loss cannot read.
         """
         total = batch.totals()
-        parts = batch.split(self.micro_tokens)
-        sums: Sums | None = None
-        if isinstance(loss, Surveying):
-            sums = Sums()
-            with torch.no_grad():
-                for part in parts:
-                    sums = sums.plus(loss.survey(self._out(part, loss.wants), part))
+        parts = self._parts(batch)
+        side = None if self.auxiliary is None else self.auxiliary.step(batch, [at for _, at in parts])
+        sums = self._surveyed(parts, loss, side)
         self.optimizer.clear()
         value, stats = 0.0, Sums()
-        for part in parts:
-            piece, said = loss(self._out(part, loss.wants), part, total, sums)
+        for part, at in parts:
+            aux = None if side is None else Aux(side.wants)
+            piece, said = loss(self._out(part, loss.wants, aux), part, total, sums)
+            if side is not None and aux is not None:
+                with autocast(self.numerics, part.ids.device.type):
+                    extra, more = side(aux, part, at, self.model.logits, self.chunk)
+                piece, said = piece + extra, said.plus(more)
             piece.backward()
             value += float(piece.detach())
             stats = stats.plus(said)
@@ -92,7 +97,11 @@ class Trainer:
         else:
             self.in_a_row = 0
             self.optimizer.step(lr)
+            if side is not None:
+                side.settle()
         self.optimizer.clear()
+        if side is not None:
+            stats = stats.plus(side.violation())
         return StepReport(value, norm, lr, why, total, {k: float(v) for k, v in stats.items()})
 
     @torch.no_grad()
@@ -128,12 +137,32 @@ class Trainer:
         counts = under("trainer.")
         self.steps, self.refused, self.in_a_row = (int(counts[n]) for n in ("steps", "refused", "in_a_row"))
 
-    def _out(self, part: Batch, wants: Wants) -> Out:
+    def _parts(self, batch: Batch) -> list[tuple[Batch, Tensor]]:
+        """Parts for one pass each, with the segments (S_part,) of the batch that each holds."""
+        numbered = replace(batch, origin=torch.arange(batch.segments, device=batch.ids.device))
+        return [(replace(p, origin=batch.origin[p.origin]), p.origin) for p in numbered.split(self.micro_tokens)]
+
+    @torch.no_grad()
+    def _surveyed(self, parts: list[tuple[Batch, Tensor]], loss: Loss, side: AuxiliaryStep | None) -> Sums | None:
+        """What the loss and the side losses must know of the whole step, from one pass over its parts if either needs it."""
+        sums = Sums() if isinstance(loss, Surveying) else None
+        counting = side is not None and side.spans
+        for part, at in parts if sums is not None or counting else ():
+            aux = Aux(side.wants - {"index"}) if side is not None and counting else None
+            out = self._out(part, frozenset() if sums is None else loss.wants, aux)
+            if sums is not None and isinstance(loss, Surveying):
+                sums = sums.plus(loss.survey(out, part))
+            if side is not None and aux is not None:
+                side.survey(aux, at)
+        return sums
+
+    def _out(self, part: Batch, wants: Wants, aux: Aux | None = None) -> Out:
         """One forward pass."""
         if part.replay is not None and part.replay.routes is not None:
-            raise UsageError("the batch replays expert routes, and this model has none\nway out: Replay(routes=None)")
+            raise UsageError("the batch replays expert routes, which no model here can\nway out: Replay(routes=None)")
         with autocast(self.numerics, part.ids.device.type):
-            hidden = self.model(part.ids, part.seg, part.pos)
+            side = {} if aux is None else {"aux": aux}
+            hidden = self.model(part.ids, part.seg, part.pos, **side)
             return read(hidden, part, wants, self.model.logits, self.scalar, self.chunk)
 
     def _clipped_norm(self) -> float:

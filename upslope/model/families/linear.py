@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from upslope.model.config import Layer
-from upslope.model.families.dense import ENDS, HEAD_DIM, PRE_NORMS, QKVO, gqa
+from upslope.model.families.dense import ENDS, PRE_NORMS, QKVO, gqa
 from upslope.model.families.dsl import TIE, Data, Family, Key, Piece, Rule, Tree, common, listed, ropes, rules, same, writes
 from upslope.model.families.moe import MOE_KEYS, PLAIN, expert_rules, experts
 
@@ -44,14 +44,13 @@ def _write_factors(tree: Tree) -> Tree:
     return out
 
 
-def _read_lightning(d: Data, tree: Tree) -> None:
+def _read_width(d: Data, tree: Tree) -> None:
     for block in tree["blocks"].values():
-        if block["mixer"]["kind"] == "lightning":
-            block["mixer"]["head_dim"] = d.get("head_dim") or d["hidden_size"] // d["num_attention_heads"]
+        block["mixer"]["head_dim"] = d.get("head_dim") or d["hidden_size"] // d["num_attention_heads"]
 
 
 @writes("head_dim")
-def _write_lightning(tree: Tree) -> Tree:
+def _write_width(tree: Tree) -> Tree:
     return {"head_dim": next(iter(tree["blocks"].values()))["mixer"]["head_dim"]}
 
 
@@ -88,7 +87,7 @@ MINIMAX = Family(
         Rule(_QKV, "model.layers.{layer}.self_attn.qkv_proj.weight", _joined, _parted, "lightning"),
         *QKVO,
     ),
-    (ropes({"": "softmax"}, fraction=None), HEAD_DIM, Piece(_read_lightning, _write_lightning), Piece(_read_factors, _write_factors), TIE),
+    (ropes({"": "softmax"}, fraction=None), Piece(_read_width, _write_width), Piece(_read_factors, _write_factors), TIE),
     fixed={"sliding_window": (None,)},
     harmless=frozenset({"block_size"}),
     derived=(r"\.(slope_rate|query_decay|key_decay|diagonal_decay)$",),
@@ -112,9 +111,9 @@ _MIXERS: dict[str, tuple[str, Tree]] = {
 }
 # fmt: off
 _HARMLESS = frozenset((
-    "chunk_size", "expand", "hidden_dropout", "mamba_ssm_cache_dtype", "moe_shared_expert_overlap", "mtp_layers_block_type", "n_shared_experts",
-    "num_logits_to_keep", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor", "time_step_limit", "use_mamba_kernels",
-    "hybrid_override_pattern", "num_hidden_layers",
+    "chunk_size", "expand", "hidden_dropout", "mamba_ssm_cache_dtype", "moe_shared_expert_overlap", "mtp_layers_block_type",
+    "n_shared_experts", "num_logits_to_keep", "rescale_prenorm_residual", "residual_in_fp32", "time_step_floor", "time_step_limit",
+    "use_mamba_kernels", "hybrid_override_pattern", "num_hidden_layers",
 ))
 # fmt: on
 _OLD_NAMES = {"mamba": "linear_attention", "attention": "full_attention"}
