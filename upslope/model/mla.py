@@ -104,7 +104,7 @@ class LatentAttention(nn.Module):
         if seen and flow.aux is not None:
             flow.aux.saw_logit(self.layer, torch.stack(seen).amax(0))
         if losses and flow.aux is not None:
-            flow.aux.saw_index(self.layer, self._total(losses, flow), flow.packing.tokens)
+            flow.aux.saw_index(self.layer, self._flat(losses, flow).sum(), flow.packing.tokens)  # padding stays behind
         mixed: Tensor = self.o(self._flat(out, flow).flatten(1))
         return mixed
 
@@ -186,7 +186,3 @@ class LatentAttention(nn.Module):
                 q, k, v = q.to(narrow), k.to(narrow), v.to(narrow)
             out = core(q, k, v, sight.mask, choice, seen, scale=self.scale)
         return out[..., : self.config.kv_latent] @ self._up()[1].mT.to(out.dtype) if absorb else out
-
-    def _total(self, losses: list[Tensor], flow: Flow) -> Tensor:
-        """The sum over real tokens: what padding gave is left behind on the way to the flat row."""
-        return self._flat(losses, flow).sum()
