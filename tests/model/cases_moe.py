@@ -48,6 +48,17 @@ CASES = (
         {"num_hidden_layers": 2, "num_experts": 5, "moe_topk": 2, "head_dim": 16, "rope_parameters": PLAIN},
     ),
     Case(
+        "hunyuan_alpha",
+        "hunyuan_v1_moe",
+        {
+            "num_hidden_layers": 2,
+            "num_experts": 5,
+            "moe_topk": [2, 2],
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 20.0, "alpha": 5.0, "factor": 1.0},
+        },
+    ),
+    Case(
         "gpt_oss",
         "gpt_oss",
         {

@@ -22,7 +22,7 @@ def of_tokens(probs: Tensor, chosen: Tensor, lengths: tuple[int, ...], square: T
     square = torch.zeros(len(probs), dtype=probs.dtype) if square is None else square
     parts = zip(hot.split(lengths), probs.split(lengths), square.split(lengths))
     sums = [torch.stack(column) for column in zip(*((h.sum(0), p.sum(0), s.sum(0)) for h, p, s in parts))]
-    return RouterStats(*sums, torch.tensor(lengths), chosen.shape[1])
+    return RouterStats(sums[0], sums[1], sums[2], torch.tensor(lengths), chosen.shape[1])
 
 
 def whole(stats: RouterStats, term: AuxLoss) -> Tensor:

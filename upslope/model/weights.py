@@ -12,6 +12,7 @@ from torch import Tensor
 
 from upslope.config import UsageError, dump, validated
 from upslope.machine.files import atomic, link, read_json, write_json
+from upslope.model import bundle
 from upslope.model.config import MTP, ModelConfig
 from upslope.model.families import FAMILIES, Binding, Family, bindings, family_of
 from upslope.model.transformer import Transformer
@@ -157,11 +158,10 @@ def save_weights(model: Transformer, tokenizer: Tokenizer | None, folder: Path) 
 
 
 def export_hf(model: Transformer, tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Writes a folder that `transformers` loads. UsageError, with the reasons, where no published family expresses the config."""
-    found = family_of(model.config)
-    if isinstance(found, str):
-        raise UsageError(f"no published architecture here expresses this model:\n{found}\nway out: keep it as a checkpoint of ours")
-    _save(model, tokenizer, folder, *found)
+    """Writes a folder that `transformers` loads: as a published family, else in our own names with a modelling file (`model.bundle`)."""
+    save_weights(model, tokenizer, folder)
+    if family_for(model.config) is None:
+        bundle.write(folder)
 
 
 def _save(model: Transformer, tokenizer: Tokenizer | None, folder: Path, family: Family | None, data: dict[str, Any]) -> None:
@@ -201,6 +201,7 @@ def import_hf(folder: Path) -> Transformer:
         raise UsageError(f"config.json: model_type = {shown!r} is not mapped here\nmapped: {', '.join(FAMILIES)}")
     given = read_tensors(folder)
     if kind == NATIVE:
+        given = {name.removeprefix("model."): t for name, t in given.items()}  # as transformers saves a bundle
         return copy_into(Transformer(validated(ModelConfig, data.get(NATIVE) or {}, "config.json")), given, None).eval()
     family = FAMILIES[kind]
     return copy_into(Transformer(_with_mtp(family.read(data), given)), given, family).eval()

@@ -101,14 +101,15 @@ class AuxiliaryStep:
                     total = total + loss
                     balance.append(loss.detach() / term.weight)
             square.append(z_loss(one, self.tokens))
-            total = total + config.router.z_loss * square[-1]
+            if config.router.z_loss:
+                total = total + config.router.z_loss * square[-1]
         said: dict[str, Tensor | float] = {}
         for name, values in (("balance", balance), ("router_z", square)):
             if values:
                 said[name] = torch.stack(values).mean()
         if aux.index:
             total = total + sum(self.of.index.get(i, 0.0) * kl for i, (kl, _) in aux.index.items()) / self.tokens
-            said["index_kl"] = sum(float(kl) for kl, _ in aux.index.values()) / self.tokens
+            said["index_kl"] = sum(kl.detach() for kl, _ in aux.index.values()) / self.tokens
         if self.of.mtp is not None and self.masses:
             nll = self._predictions(aux, part, logits, chunk)
             total = total + self.of.mtp.weight / self.of.mtp.depth * nll

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from upslope.config import UsageError
 from upslope.model.config import Layer
 from upslope.model.families.dense import (
     BIASES,
@@ -134,7 +135,7 @@ GLM4_MOE = Family(
 
 
 def _read_rotary(d: Data, tree: Tree) -> None:
-    for block in tree["blocks"].values():
+    for block in tree["blocks"].values() if d.get("rotary_dim") else ():
         block["mixer"]["position"]["fraction"] = d["rotary_dim"] / d["head_dim"]
 
 
@@ -145,18 +146,11 @@ def _write_rotary(tree: Tree) -> Tree:
 
 
 _M2_EXPERTS = experts("sigmoid", bias=True, renorm=True, scale=1.0, **PLAIN)
+_M2_MIXER = gqa(qk_norm={"over": "full", "place": "before"})
 MINIMAX_M2 = Family(
     "minimax_m2",
     "MiniMaxM2ForCausalLM",
-    (
-        same(
-            {
-                "mixer": gqa(qk_norm={"over": "full", "place": "before"}),
-                "ffn": experts("sigmoid", bias=True, renorm=True, scale=1.0, **PLAIN),
-                **PRE,
-            }
-        ),
-    ),
+    (same({"mixer": _M2_MIXER, "ffn": _M2_EXPERTS, **PRE}),),
     common("*.mixer.qk_norm.eps")
     | HEADS
     | MOE_KEYS
@@ -174,26 +168,57 @@ MINIMAX_M2 = Family(
         *rules("ffn.router.weight block_sparse_moe.gate.weight\nffn.select_bias block_sparse_moe.e_score_correction_bias"),
     ),
     (ROPE, Piece(_read_rotary, _write_rotary), TIE),
-    harmless=frozenset({"layer_types"}),
+    fixed={
+        "attn_window_size": (None,),
+        "num_expert_group": (None, 1),
+        "qk_norm_type": (None, "per_layer"),
+        "routed_scaling_factor": (None, 1.0),
+        "scoring_func": (None, "sigmoid"),
+        "shared_intermediate_size": (None, 0),
+        "sliding_window": (None,),
+        "topk_group": (None, 1),
+        "use_qk_norm": (None, True),
+        "use_routing_bias": (None, True),
+    },
+    harmless=frozenset(
+        (
+            *("attn_type_list", "layer_types", "max_model_len", "mlp_intermediate_size", "mtp_transformer_layers", "num_mtp_modules"),
+            *("layernorm_full_attention_beta", "layernorm_linear_attention_beta", "layernorm_mlp_beta", "shared_moe_mode"),
+            *("swa_rope_theta", "use_grouped_topk", "use_mtp"),
+        )
+    ),
 )
+
+
+def _read_alpha(d: Data, tree: Tree) -> None:
+    """Hunyuan's "dynamic" rope with an alpha is a larger base, whatever the length."""
+    rope = dict(d.get("rope_parameters") or {}) | dict(d.get("rope_scaling") or {})
+    if rope.get("rope_type", rope.get("type")) == "dynamic" and rope.get("alpha"):
+        width = d.get("head_dim") or d["hidden_size"] // d["num_attention_heads"]
+        base = float(rope.get("rope_theta") or d.get("rope_theta", 10_000.0)) * rope["alpha"] ** (width / (width - 2))
+        d = {"rope_parameters": {"rope_type": "default", "rope_theta": base}}
+    ROPE.read(d, tree)
+
+
+def _uniform(value: int | Sequence[int]) -> int:
+    """A number, or a list with the same number for every layer."""
+    values = {value} if isinstance(value, int) else set(value)
+    if len(values) > 1:
+        raise UsageError(f"config.json: layers with different numbers ({', '.join(map(str, sorted(values)))}) are not supported")
+    return values.pop()
+
+
 _HUNYUAN_EXPERTS = experts("softmax", shared=True, renorm=True, scale=1.0, **PLAIN)
+_HUNYUAN_MIXER = gqa(qk_norm={"over": "head", "place": "after"})
 HUNYUAN = Family(
     "hunyuan_v1_moe",
     "HunYuanMoEV1ForCausalLM",
-    (
-        same(
-            {
-                "mixer": gqa(qk_norm={"over": "head", "place": "after"}),
-                "ffn": experts("softmax", shared=True, renorm=True, scale=1.0, **PLAIN),
-                **PRE,
-            }
-        ),
-    ),
+    (same({"mixer": _HUNYUAN_MIXER, "ffn": _HUNYUAN_EXPERTS, **PRE}),),
     common("*.mixer.qk_norm.eps")
     | HEADS
     | {
-        "num_experts": Key(("*.ffn.experts",)),
-        "moe_topk": Key(("*.ffn.router.select.k",)),
+        "num_experts": Key(("*.ffn.experts",), of=_uniform),
+        "moe_topk": Key(("*.ffn.router.select.k",), of=_uniform),
         "intermediate_size": Key(("*.ffn.expert.hidden", "*.ffn.shared.hidden")),
     },
     (
@@ -203,7 +228,7 @@ HUNYUAN = Family(
         *rules("mixer.k_norm.weight self_attn.key_layernorm.weight"),
         *rules("\n".join(f"ffn.shared.{n}.weight mlp.shared_mlp.{n}_proj.weight" for n in GATE_UP_DOWN)),
     ),
-    (ROPE, HEAD_DIM, TIE),
+    (Piece(_read_alpha, ROPE.write), HEAD_DIM, TIE),
     fixed={"attention_bias": (False, None)},
 )
 
