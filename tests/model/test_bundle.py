@@ -142,7 +142,8 @@ for name, case in json.load(open(sys.argv[1])).items():
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     ids, mask = torch.tensor(case["ids"]), torch.tensor(case["mask"])
     def greedy(ids, mask):
-        return model.generate(ids, attention_mask=mask, max_new_tokens=case["new"], do_sample=False, pad_token_id=0)[:, ids.shape[1]:].tolist()
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=case["new"], do_sample=False, pad_token_id=0)
+        return out[:, ids.shape[1]:].tolist()
     with torch.no_grad():
         logits = model(ids, attention_mask=mask).logits
         right = torch.stack([torch.cat((i[m == 1], i[m == 0])) for i, m in zip(ids, mask)]), mask.flip(1)
@@ -199,7 +200,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_greedy_tokens_are_ours_after_reload(name: str, seen: dict[str, Case]) -> None:
-    model, folder, got = seen[name]
+    model, _, got = seen[name]
     assert family_for(model.config) is None, "a published class would do"
     ids, mask = batch()
     lengths = mask.sum(1).tolist()
@@ -287,7 +288,7 @@ def test_masks_and_16_bit_weights_that_it_cannot_use_are_refused() -> None:
         model(ids, attention_mask=torch.tensor([[1, 0, 1, 1]]))
     with pytest.raises(ValueError, match="must be as input_ids"):
         model(ids, attention_mask=torch.ones(1, 1, 4, 4))
-    with pytest.raises(ValueError, match="torch.autocast"):
+    with pytest.raises(ValueError, match="under torch"):
         model.bfloat16()(ids)
     with pytest.raises(ValueError, match="'upslope' is missing"):
         _ = UpslopeConfig().model

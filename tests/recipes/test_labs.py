@@ -18,6 +18,7 @@ from upslope.model.config import ModelConfig
 from upslope.model.cost import BYTES, attention_flops, cache_elements, flops, kv_bytes, params, published, weight_bytes
 from upslope.model.init import initialise
 from upslope.model.transformer import Transformer
+from upslope.model.weights import import_hf, save_weights
 from upslope.recipes.knobs import lookup, model_knobs
 from upslope.recipes.labs import PRESETS, get
 from upslope.recipes.labs.page import page
@@ -88,6 +89,17 @@ def test_smoke(name: str) -> None:
         cache, ids = Cache(config, 1), tokens(37, 128)
         rows = [model(ids[:30], cache=cache.at([0]))] + [model(ids[i : i + 1], cache=cache.at([0])) for i in range(30, 37)]
         assert torch.allclose(torch.cat(rows), hidden[:37], atol=1e-4)
+
+
+@each
+def test_weights_survive_a_folder(name: str, tmp_path: Path) -> None:
+    config = scale(get(name).model, "tiny", context=64).replace(vocab=64)
+    model = initialise(Transformer(config), 0)
+    save_weights(model, None, tmp_path)
+    again = import_hf(tmp_path)
+    assert len(again.tensors()) == len(model.tensors())
+    with torch.no_grad():
+        assert torch.equal(again.logits(again(tokens(20))), model.logits(model(tokens(20))))
 
 
 @each

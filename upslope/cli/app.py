@@ -454,9 +454,10 @@ def import_(
 
 @app.command()
 def export(
-    what: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")],
+    what: Annotated[str, typer.Argument(help="RUN, RUN/STAGE or an HF folder.")],
     folder: Annotated[Path, typer.Argument(help="New folder for the weights.")],
-    to: Annotated[str, typer.Option("--to", help="hf (opens in transformers and vLLM).")] = "hf",
+    form: Annotated[str, typer.Option("--format", "--to", help="hf (opens in transformers and vLLM) or gguf (llama.cpp).")] = "hf",
+    dtype: Annotated[str | None, typer.Option("--dtype", help="gguf: f32, f16, bf16 or q8_0; f16 by default.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Reload in transformers and compare greedy tokens.")] = False,
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
@@ -464,7 +465,7 @@ def export(
     """Weights for other tools; a model that no gate decided on is stamped ungated."""
     from upslope.cli.models import export_model
 
-    body = export_model(what, folder, to, verify, _store(store))
+    body = export_model(what, folder, form, dtype, verify, _store(store))
     _emit(body) if json_ else print(body["line"])
 
 

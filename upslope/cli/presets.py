@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from upslope.cli.tables import table
-from upslope.config import dump
+from upslope.config import Config, dump
 from upslope.machine.privacy import redact
 
 
@@ -35,17 +35,34 @@ def _emit(value: Any) -> None:
 def _list(as_json: bool) -> None:
     from upslope.model.cost import published
     from upslope.recipes.labs import PRESETS, get
+    from upslope.recipes.labs.lab import kinds
     from upslope.recipes.load import presets
 
-    about = {n: (inspect.getdoc(f) or "").split("\n")[0] for n, f in (*sorted(presets().items()), *PRESETS.items())}
-    sizes = {n: published(get(n).model) for n in PRESETS}
+    def about(function: object) -> str:
+        return (inspect.getdoc(function) or "").split("\n")[0]
+
+    labs = {n: get(n) for n in PRESETS}
+    sizes = {n: published(lab.model) for n, lab in labs.items()}
     if as_json:
-        _emit([{"name": n, "about": a, **({"total": sizes[n][0], "active": sizes[n][1]} if n in sizes else {})} for n, a in about.items()])
+        rest = [
+            {
+                "name": n,
+                "lab": lab.lab,
+                "title": lab.title,
+                "about": about(PRESETS[n]),
+                "total": sizes[n][0],
+                "active": sizes[n][1],
+                "parts": kinds(lab.model).split(", "),
+                "guesses": len(lab.guesses),
+            }
+            for n, lab in labs.items()
+        ]
+        _emit([*({"name": n, "about": about(f)} for n, f in sorted(presets().items())), *rest])
         return
-    print(table([(n, about[n]) for n in sorted(presets())]))
+    print(table([(n, about(f)) for n, f in sorted(presets().items())]))
     print("\nlabs (a size must be given: upslope run NAME --size tiny)\n")
-    rows = [(n, _billions(sizes[n][0]), _billions(sizes[n][1]), len(get(n).guesses) or "", about[n]) for n in PRESETS]
-    print(table(rows, ("name", "total", "active", "guesses", "about"), right=(1, 2, 3)))
+    rows = [(n, _billions(sizes[n][0]), _billions(sizes[n][1]), len(lab.guesses) or "", kinds(lab.model)) for n, lab in labs.items()]
+    print(table(rows, ("name", "total", "active", "guesses", "parts"), right=(1, 2, 3)))
 
 
 def _billions(count: float) -> str:
@@ -72,11 +89,13 @@ def _lab(key: str, as_json: bool) -> None:
     lab = get(key)
     total, active = published(lab.model)
     if as_json:
+        training = {k: dump(v) if isinstance(v, Config) else v for k, v in lab.training._asdict().items()}
+        head = {k: getattr(lab, k) for k in ("name", "lab", "title", "date", "mark", "source")}
         facts = [f._asdict() for f in lab.facts]
-        body = {"name": key, "title": lab.title, "date": lab.date, "total": total, "active": active, "mark": lab.mark, "source": lab.source}
-        _emit(body | {"training": lab.training._asdict(), "published": lab.published._asdict(), "facts": facts, "model": dump(lab.model)})
+        body = {"total": total, "active": active, "published": lab.published._asdict(), "training": training, "facts": facts}
+        _emit({**head, **body, "model": dump(lab.model)})
         return
-    print(f"{lab.title} ({lab.date}): {(inspect.getdoc(PRESETS[key]) or '').split(chr(10))[0]}\n")
+    print(f"{lab.title} ({lab.lab}, {lab.date}): {(inspect.getdoc(PRESETS[key]) or '').split(chr(10))[0]}\n")
     stated = f"{lab.published.total:g}B" + (f", {lab.published.active:g}B active" if lab.published.active else "")
     rows = [
         ("parameters", f"{_billions(total)}, {_billions(active)} active (stated: {stated})"),
@@ -84,7 +103,7 @@ def _lab(key: str, as_json: bool) -> None:
         ("weights", f"{weight_bytes(lab.model, 'bf16') / 1e9:,.0f} GB in bf16, {weight_bytes(lab.model, 'fp8') / 1e9:,.0f} GB in fp8"),
         ("forward", f"{flops(lab.model, 4096) / 1e9:,.1f} GFLOPs a token at 4K, {flops(lab.model, 131_072) / 1e9:,.1f} at 128K"),
         ("cache", f"{cache_elements(lab.model, 131_072) * 2 / 2**30:,.2f} GiB a sequence of 128K in bf16"),
-        *[(k, str(v)) for k, v in lab.training._asdict().items() if v],
+        *lab.training.said().items(),
         ("source", f"[{lab.mark}] {lab.source}"),
     ]
     print(table(rows))

@@ -20,7 +20,7 @@ from upslope.config import UsageError
 from upslope.generate.engine import Completion, EngineInfo, Request, Scores, Stop
 from upslope.generate.sampler import Knobs, draw, uniforms
 from upslope.model.cache import Cache
-from upslope.model.linear import Linear
+from upslope.model.linear import Linear, WideLinear
 from upslope.model.transformer import Transformer
 from upslope.model.weights import Weights, copy_into, end_ids, family_for, tensors
 
@@ -140,7 +140,7 @@ class LocalEngine:
         if self._numerics == "bf16":
             self._model = copy.deepcopy(self._source)
             for module in self._model.modules():
-                if isinstance(module, Linear):
+                if isinstance(module, Linear) and not isinstance(module, WideLinear):
                     module.weight.data = module.weight.data.bfloat16()
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:

@@ -209,7 +209,6 @@ def write(folder: Path) -> None:
     if data.get("model_type") != "upslope":
         raise UsageError(f"{folder.name!r} is a {data.get('model_type')!r} folder: transformers has a class for it already")
     write_text(folder / FILE, source())
-    auto = {
-        name: f"{Path(FILE).stem}.{cls}" for name, cls in (("AutoConfig", "UpslopeConfig"), ("AutoModelForCausalLM", "UpslopeForCausalLM"))
-    }
+    stem = Path(FILE).stem
+    auto = {"AutoConfig": f"{stem}.UpslopeConfig", "AutoModelForCausalLM": f"{stem}.UpslopeForCausalLM"}
     write_json(folder / "config.json", {**data, "architectures": ["UpslopeForCausalLM"], "auto_map": auto, "dtype": "float32"})

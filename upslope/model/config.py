@@ -151,7 +151,7 @@ class Attention(Config):
     scale: factor of q·k (None: 1/sqrt(head_dim)). softcap: logits become c·tanh(logit/c). sinks: a learned logit per head joins the
     softmax's denominator. bias: which projections have one. gate: the output is multiplied by sigmoid(x W_g), one gate per channel.
     kv: own keys and values, or those of the layer below (CLA).
-    heads, kv_heads: of queries; of keys and values. head_dim: width of a query and key head. position: where order comes from.
+    heads: of queries. kv_heads: of keys and values. head_dim: width of a query and key head. position: where order comes from.
     qk_norm: of queries and keys (None: none).
     Sources: GQA arXiv 2305.13245; window arXiv 2004.05150; soft-cap Gemma 2, arXiv 2408.00118; sinks gpt-oss, arXiv 2508.10925;
     gate arXiv 2505.06708; CLA arXiv 2405.12981.
@@ -411,8 +411,8 @@ class Router(Config):
     """How a token finds its experts: score ∘ select ∘ weight.
 
     score: of x W over the experts: softmax, sigmoid, or sqrt(softplus). select: which experts. renorm: the chosen scores are divided by
-    their sum. scale: then multiplied by this. bias: a bias of the logits. z_loss: weight of mean(logsumexp(logits)²).
-    (Softmax, top-k, renorm is the softmax over the k chosen logits.) Sources: arXiv 2412.19437 §2.1.2; z-loss arXiv 2202.08906.
+    their sum (with softmax: the softmax over the k chosen logits). scale: then multiplied by this. bias: a bias of the logits.
+    z_loss: weight of mean(logsumexp(logits)²). Sources: arXiv 2412.19437 §2.1.2; z-loss arXiv 2202.08906.
     """
 
     score: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
@@ -533,8 +533,8 @@ class Scaled(Config):
 class HyperConnections(Config):
     """n residual streams X, X' = B X + C f(A X), whose coefficients come from the tokens; B is made doubly stochastic by Sinkhorn.
 
-    iterations: of Sinkhorn. eps: floor of A and of Sinkhorn's sums. norm_eps: of the norm that the coefficients are read from.
-    streams: their number n. iterations: of Sinkhorn's normalisation. eps: added there.
+    streams: their number n. iterations: of Sinkhorn's normalisation. eps: floor of A and of Sinkhorn's sums.
+    norm_eps: of the norm that the coefficients are read from.
     Source: mHC, arXiv 2512.24880; as in DeepSeek-V4, arXiv 2606.19348. All blocks of a model have it, or none.
     """
 

@@ -1,7 +1,8 @@
 """What a model costs, from its config alone and torch-free: parameters, operations per token, cache and weight bytes.
 
-A product of a (1, n) row with an (n, m) matrix is 2nm operations; training is three times the forward pass. Norms, rotations and softmax
-are left out. Sources: Kaplan et al. 2020, arXiv 2001.08361 §2.1, with attention counted; each mechanism's source is in `model.config`.
+A product of a (1, n) row with an (n, m) matrix is 2nm operations; training is three times the forward pass. Norms, rotations, softmax and
+the mixing of residual streams are left out. Sources: Kaplan et al. 2020, arXiv 2001.08361 §2.1, with attention counted; each mechanism's
+source is in `model.config`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from upslope.model.config import (
     PostNorm,
     PreNorm,
     Relu2,
+    Reuse,
     Tied,
 )
 from upslope.model.memory import fields
@@ -169,24 +171,22 @@ def published(config: ModelConfig) -> tuple[int, int]:
     return t.total + table, t.active + t.vectors + table
 
 
-def attention_flops(m: Mixer, length: int) -> float:
-    """Forward operations of a mixer per token, averaged over a sequence of `length`, that do not come from weights."""
-    seen = (length + 1) / 2
+def attention_flops(m: Mixer, length: int, last: bool = False) -> float:
+    """Forward operations of a mixer per token that do not come from weights: mean over a sequence of `length`, or of its last token."""
     if isinstance(m, Attention):
-        return 2.0 * m.heads * (m.head_dim + m.value_width) * _window(length, m.window)
+        return 2.0 * m.heads * (m.head_dim + m.value_width) * _seen(length, last, m.window)
     if isinstance(m, MLA):
-        keys = min(seen, m.select.top_k) if isinstance(m.select, Indexer) and m.select.stage == "sparse" else seen
-        own = 2.0 * m.heads * (m.nope_dim + m.rope_dim + m.value_dim) * keys
-        return own + (2.0 * m.select.heads * m.select.dim * seen if isinstance(m.select, Indexer) else 0.0)
+        index = m.select if isinstance(m.select, Indexer) else None
+        return _latent_flops(m, index, length, last) + (2.0 * index.heads * index.dim * _seen(length, last) if index else 0.0)
     if isinstance(m, Compressed):
-        h, keys = m.history, _window(length, m.window)
-        index = 0.0
+        h, keys = m.history, _seen(length, last, m.window)
+        index_flops = 0.0
         if isinstance(h, HCA):
-            keys += seen / h.rate
+            keys += _seen(length, last, every=h.rate)
         if isinstance(h, CSA):
-            keys += min(h.top_k, seen / h.rate)
-            index = 2.0 * h.index_heads * h.index_dim * seen / h.rate
-        return 4.0 * m.heads * m.head_dim * keys + index
+            keys += _seen(length, last, h.top_k if h.stage == "sparse" else None, h.rate)
+            index_flops = 2.0 * h.index_heads * h.index_dim * _seen(length, last, every=h.rate)
+        return 4.0 * m.heads * m.head_dim * keys + index_flops
     if isinstance(m, Lightning):
         return 4.0 * m.heads * m.head_dim**2
     if isinstance(m, Mamba2):
@@ -195,27 +195,33 @@ def attention_flops(m: Mixer, length: int) -> float:
     return 0.0
 
 
-def _window(length: int, window: int | None) -> float:
-    """Tokens that a query sees on average."""
-    if window is None or window >= length:
-        return (length + 1) / 2
-    return window - window * (window - 1) / 2 / length
+def _latent_flops(m: MLA, index: Indexer | None, length: int, last: bool) -> float:
+    """Latent attention over all tokens, or over those that an indexer, its own or one below, has chosen."""
+    keys = _seen(length, last, index.top_k if index and index.stage == "sparse" else None)
+    return 2.0 * m.heads * (m.nope_dim + m.rope_dim + m.value_dim) * keys
 
 
-def flops(config: ModelConfig, length: int) -> float:
-    """Forward operations per token at sequence length `length`: matrices that the token meets, head, attention and states."""
+def _seen(length: int, last: bool, most: int | None = None, every: int = 1) -> float:
+    """Keys that a query sees when `every` tokens make one and it sees `most`: mean over t = 1 … length of min(t // every, most), or at t =
+    length."""
+    top = length // every if most is None else min(most, length // every)
+    return float(top) if last else (every * top * (top - 1) / 2 + top * (length - top * every + 1)) / length
+
+
+def flops(config: ModelConfig, length: int, last: bool = False) -> float:
+    """Forward operations per token: matrices that the token meets, head, attention and states.
+
+    Mean over a sequence of `length` tokens (training, prefill); last = True: of its last token alone (decoding at that length).
+    """
     total = 2.0 * (trunk(config).active + config.d_model * config.vocab)
     index: Indexer | None = None
     for layer in config.layers():
         m = layer.mixer
-        if isinstance(m, MLA) and m.select is not None:
-            if isinstance(m.select, Indexer):
-                index = m.select
-            elif index is not None:  # the chosen tokens of the layer below, without its indexer
-                keys = min((length + 1) / 2, index.top_k) if index.stage == "sparse" else (length + 1) / 2
-                total += 2.0 * m.heads * (m.nope_dim + m.rope_dim + m.value_dim) * keys
-                continue
-        total += attention_flops(m, length)
+        if isinstance(m, MLA) and isinstance(m.select, Reuse):
+            total += _latent_flops(m, index, length, last)
+        else:
+            index = m.select if isinstance(m, MLA) and isinstance(m.select, Indexer) else index
+            total += attention_flops(m, length, last)
     return total
 
 

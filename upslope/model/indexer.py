@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from upslope.model.config import Indexer
 from upslope.model.flow import Flow
-from upslope.model.linear import Linear
+from upslope.model.linear import Linear, WideLinear
 from upslope.model.norm import wide
 from upslope.model.rope import rotate
 
@@ -38,7 +38,7 @@ class LightningIndexer(nn.Module):
         self.q = Linear(q_latent, config.heads * config.dim, device)
         self.k = Linear(d_model, config.dim, device)
         self.k_norm = nn.LayerNorm(config.dim, config.eps, device=device)
-        self.weights = Linear(d_model, config.heads, device)
+        self.weights = WideLinear(d_model, config.heads, device)
 
     def forward(self, x: Tensor, latent: Tensor, flow: Flow) -> IndexQuery:
         """x (T, d), latent (T, q_latent), both detached here."""
@@ -46,7 +46,7 @@ class LightningIndexer(nn.Module):
         at = flow.angles(c.rope, c.dim)
         q, k = wide(self.q(latent)).unflatten(-1, (c.heads, c.dim)), wide(self.k(x))
         with torch.autocast(x.device.type, enabled=False):
-            weights = self.weights(wide(x))[..., None] * c.heads**-0.5
+            weights = self.weights(x)[..., None] * c.heads**-0.5
             return IndexQuery(rotate(q, at), rotate(self.k_norm(k)[:, None], at), weights)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from upslope.model.norm import wide
 
 
 class Linear(nn.Linear):
@@ -18,6 +21,16 @@ class Linear(nn.Linear):
         """Marks the weights as undrawn."""
         for p in self.parameters():
             nn.init.constant_(p, math.nan)
+
+
+class WideLinear(Linear):
+    """A matrix whose product is taken in float32 or wider whatever the autocast, and whose weights stay so: routers, indexer weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) → (..., out), in float32 or wider."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = wide(x)
+            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Embedding(nn.Embedding):

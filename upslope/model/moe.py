@@ -18,7 +18,7 @@ from upslope.model.aux import RouterStats
 from upslope.model.config import BiasBalance, Gated, Hashed, ModelConfig, MoE, Relu2
 from upslope.model.ffn import ffn_of, gate
 from upslope.model.flow import Flow
-from upslope.model.linear import Linear, undrawn
+from upslope.model.linear import Linear, WideLinear, undrawn
 from upslope.model.norm import wide
 from upslope.model.router import Routes, route
 
@@ -191,7 +191,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: MoE, model: ModelConfig, layer: int, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.config, self.layer, d = config, layer, model.d_model
-        self.router = Linear(d, config.experts, device, config.router.bias)
+        self.router = WideLinear(d, config.experts, device, config.router.bias)
         width = config.latent or d
         self.experts = Experts(config.experts, config.expert, width, device)
         self.latent_down = None if config.latent is None else Linear(d, width, device)
@@ -212,9 +212,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         """x (T, d) → (T, d)."""
         with torch.autocast(x.device.type, enabled=False):
-            fp32 = wide(x)
-            logits = F.linear(fp32, self.router.weight.to(fp32.dtype), self.router.bias)
-            routes = route(logits, self.config.router, self.select_bias, None if self.table is None else self.table[flow.ids])
+            routes = route(self.router(x), self.config.router, self.select_bias, None if self.table is None else self.table[flow.ids])
         if flow.aux is not None and flow.wants("router"):
             flow.aux.saw_router(self.layer, self._stats(routes, flow))
         out: Tensor = self.experts(x if self.latent_down is None else self.latent_down(x), routes)

@@ -204,10 +204,15 @@ def import_hf(folder: Path) -> Transformer:
         given = {name.removeprefix("model."): t for name, t in given.items()}  # as transformers saves a bundle
         return copy_into(Transformer(validated(ModelConfig, data.get(NATIVE) or {}, "config.json")), given, None).eval()
     family = FAMILIES[kind]
-    return copy_into(Transformer(_with_mtp(family.read(data), given)), given, family).eval()
+    return copy_into(Transformer(_with_mtp(family, data, given)), given, family).eval()
 
 
-def _with_mtp(config: ModelConfig, given: Mapping[str, Tensor]) -> ModelConfig:
-    """The config with as many MTP modules, of the last layer's kind, as the folder has tensors for."""
+def _with_mtp(family: Family, data: Mapping[str, Any], given: Mapping[str, Tensor]) -> ModelConfig:
+    """The config with as many MTP modules as the folder has tensors for: of the last layer's kind, or of what the family puts beyond it."""
+    config = family.read(data)
     depth = sum(f"model.layers.{config.depth + k}.eh_proj.weight" in given for k in range(8))
-    return config.replace(mtp=MTP(depth=depth, block=config.pattern[-1][0])) if depth else config
+    if not depth:
+        return config
+    longer = family.read(family.beyond(data)) if family.beyond is not None else config
+    block = longer.pattern[-1][0]
+    return config.replace(blocks={**config.blocks, block: longer.blocks[block]}, mtp=MTP(depth=depth, block=block))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import PydanticUndefined
 
-from upslope.config import Config, UsageError, config_classes, dump, kinds
+from upslope.config import Config, UsageError, config_classes, kinds
 from upslope.model.config import ModelConfig
 from upslope.recipes.labs import PRESETS, get
 
@@ -88,7 +88,7 @@ def _default(info: Any) -> str:
     value = info.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return ""
-    return str(dump(value)) if isinstance(value, Config) else repr(value)
+    return kind_of(type(value)) or type(value).__name__ if isinstance(value, Config) else repr(value)
 
 
 def walk(root: type[Config], path: str, seen: tuple[type, ...] = ()) -> Iterator[Knob]:
@@ -166,6 +166,8 @@ def _spoken(value: Any) -> str:
         return str(getattr(value, "kind", type(value).__name__))
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_spoken, value)) or "none"
     return str(value)
 
 

@@ -1,7 +1,7 @@
 """Shrinking a model to a size: dimensions get smaller, knobs stay.
 
-What stays: every kind and literal, rope bases and factors, soft-caps, routing and balancing, the ratio of query to key-value heads as far
-as it divides, and one whole period of the layer pattern, at least four layers, with every kind of block. What shrinks, with the width:
+What stays: every kind and literal, rope bases and factors, soft-caps, routing and balancing, the number of query heads to a
+key-value head where there are as many, and one whole period of the layer pattern, at least four layers, with every kind of block. What shrinks, with the width:
 heads, head widths, latents, hidden widths, experts; and with the context: windows, indexer choices, compression rates, YaRN's original
 context. The width is the largest multiple of 16 whose parameters fit the size. The rules are those of `shrunk`, one place for all labs.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 from upslope.config import FrozenDict, UsageError
+from upslope.machine.stage import Recipe
 from upslope.model.config import (
     CSA,
     FFN,
@@ -35,28 +36,63 @@ from upslope.model.config import (
     TopK,
     Yarn,
 )
+from upslope.train.init import Scratch
 
 NAMED = {"tiny": 640_000}
 DEPTH = 4  # layers at least
 EXPERTS_A_CHOICE = 4  # experts = this many times the chosen ones, at most as many as there are
+TOKENS_A_PARAMETER = 20  # of a budget (Hoffmann et al. 2022, arXiv 2203.15556)
+UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 
 def parse_size(text: str) -> int:
-    """ "tiny", "600k", "1M", "1.5B" → parameters. UsageError for anything else."""
+    """ "tiny", "600k", "1M", "1.5B" → parameters; a budget "1e15 FLOPs" → the N of C = 6 N · 20 N. UsageError for anything else."""
     if text in NAMED:
         return NAMED[text]
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbB])", text)
-    if match is None or not (count := round(float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()])):
-        raise UsageError(f"--size {text!r} is not a size\nway out: tiny, or a number of parameters such as 600k, 10M or 1B")
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([kmb])", text, re.IGNORECASE):
+        count = round(float(match[1]) * UNITS[match[2].lower()])
+    elif match := re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?) ?flops", text, re.IGNORECASE):
+        count = round((float(match[1]) / (6 * TOKENS_A_PARAMETER)) ** 0.5)
+    else:
+        count = 0
+    if not count:
+        raise UsageError(
+            f"--size {text!r} is not a size\nway out: tiny, a number of parameters such as 600k, 10M or 1B, or a budget such as 1e15flops"
+        )
     return count
 
 
-def scale(model: ModelConfig, size: int | str, *, context: int = 512, vocab: int = 1024) -> ModelConfig:
+@overload
+def scale(what: ModelConfig, size: int | str, *, context: int = 512, vocab: int = 1024) -> ModelConfig: ...
+
+
+@overload
+def scale(what: Recipe, size: int | str, *, vocab: int = 1024) -> Recipe: ...
+
+
+def scale(what: ModelConfig | Recipe, size: int | str, *, context: int = 512, vocab: int = 1024) -> ModelConfig | Recipe:
     """The model with at most `size` parameters at a vocabulary of `vocab`; the result's vocabulary is 0, to be filled from a tokenizer.
 
-    UsageError where even the smallest width has more.
+    Of a recipe: the same recipe, each model that a stage draws anew shrunk, its context kept. A budget sets the model's size, not the
+    recipe's tokens. UsageError where even the smallest width has more, or a recipe draws no model that is larger.
     """
     target = parse_size(size) if isinstance(size, str) else size
+    if isinstance(what, ModelConfig):
+        return _fitted(what, target, context, vocab)
+    stages = dict(what.stages)
+    for name, stage in what.stages.items():
+        init = getattr(stage, "init", None)
+        if isinstance(init, Scratch):
+            stages[name] = stage.replace(init=init.replace(model=_fitted(init.model, target, init.model.context, vocab)))
+    if stages == dict(what.stages):
+        raise UsageError(f"recipe {what.name!r} draws no larger model: there is nothing to shrink\nway out: a smaller --size")
+    return what.replace(stages=FrozenDict(stages))
+
+
+def _fitted(model: ModelConfig, target: int, context: int, vocab: int) -> ModelConfig:
+    """The widest shrunk form within the target, widths being multiples of 16; the model itself where it fits."""
+    if model.replace(vocab=vocab).params() <= target:
+        return model.replace(vocab=0, context=context)
     best: ModelConfig | None = None
     for width in range(16, model.d_model + 1, 16):
         small = shrunk(model, width, context)
@@ -98,16 +134,19 @@ def _round(x: float, step: int, least: int) -> int:
     return max(least, step * round(x / step))
 
 
-def _head_dim(width: int, head_dim: int) -> int:
-    """A head's width at model width `width`."""
-    return min(head_dim, 16 if width < 128 else 32 if width < 512 else 64)
+def _head_dim(width: int, head_dim: int, heads: int = 0, inner: float = 0.0) -> int:
+    """A head's width at model width `width`; wider where `inner` channels would make more heads than there are."""
+    dim = min(head_dim, 16 if width < 128 else 32 if width < 512 else 64)
+    while heads and inner > heads * dim and dim < head_dim:
+        dim = min(head_dim, 2 * dim)
+    return dim
 
 
 def _heads(heads: int, kv_heads: int, inner: float, head_dim: int) -> tuple[int, int]:
-    """(heads, kv_heads) for an inner width, the share of heads per key-value head kept as far as it divides."""
-    count = max(2, round(inner / head_dim))
-    groups = max(1, round(count * kv_heads / heads))
-    return groups * max(1, round(count / groups)), groups
+    """(heads, kv_heads) for an inner width: as many to a key-value head as there are, or all to one where there are fewer."""
+    count, share = min(heads, max(2, round(inner / head_dim))), heads // kv_heads
+    groups = max(1, round(count / share))
+    return groups * min(share, count), groups
 
 
 def _length(tokens: int, model: ModelConfig, context: int, least: int) -> int:
@@ -129,8 +168,9 @@ def _layer(layer: Layer, model: ModelConfig, width: int, context: int) -> Layer:
 def _mixer(m: Mixer, model: ModelConfig, width: int, context: int) -> Mixer:
     ratio = width / model.d_model
     if isinstance(m, Attention):
-        dim = _head_dim(width, m.head_dim)
-        heads, kv_heads = _heads(m.heads, m.kv_heads, m.heads * m.head_dim * ratio, dim)
+        inner = m.heads * m.head_dim * ratio
+        dim = _head_dim(width, m.head_dim, m.heads, inner)
+        heads, kv_heads = _heads(m.heads, m.kv_heads, inner, dim)
         changed: dict[str, Any] = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "position": _position(m.position, model, context)}
         if m.window is not None:
             changed["window"] = _length(m.window, model, context, 16)
@@ -180,11 +220,11 @@ def _mixer(m: Mixer, model: ModelConfig, width: int, context: int) -> Mixer:
         )
     if isinstance(m, Lightning):
         dim = _head_dim(width, m.head_dim)
-        return m.replace(heads=max(2, round(m.heads * m.head_dim * ratio / dim)), head_dim=dim)
+        return m.replace(heads=_heads(m.heads, m.heads, m.heads * m.head_dim * ratio, dim)[0], head_dim=dim)
     if isinstance(m, Mamba2):
         dim = _head_dim(width, m.head_dim)
         groups = min(m.groups, 2)
-        heads = groups * max(1, round(m.heads * m.head_dim * ratio / dim / groups))
+        heads = groups * min(m.heads // groups, max(1, round(m.heads * m.head_dim * ratio / dim / groups)))
         return m.replace(heads=heads, head_dim=dim, state=min(m.state, 2 * dim), groups=groups)
     return m
 

@@ -72,6 +72,7 @@ class Training(Stage):
         """
         from upslope.train.fit import fit
 
+        ctx.events.emit("attention", backends=trainer.model.backends())
         history = fit(
             trainer,
             batches,

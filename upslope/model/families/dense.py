@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from upslope.model.families.dsl import TIE, Data, Family, Key, Piece, Rule, Tree, common, listed, ropes, rules, same, writes
+from upslope.config import UsageError
+from upslope.model.families.dsl import TIE, Data, Family, Key, Piece, Rule, Tree, common, listed, ropes, rules, same, tie, writes
 
 ADD = {"kind": "add"}
 PRE: Tree = {"norm": {"kind": "pre"}, "residual": ADD}
@@ -48,13 +49,40 @@ def _written_width(tree: Tree) -> Tree:
 
 
 HEAD_DIM = Piece(_derived_width, _written_width)
-NO_WINDOW = {"use_sliding_window": (False, None), "sliding_window": (None,)}
+NO_WINDOW = {"use_sliding_window": (False, None)}  # and where it is false, sliding_window is read by nobody
 ROPE = ropes({"": "*"})
+PARTIAL_ROPE = ropes({"": "*"}, fraction=1.0)
 
 
-def alternate(d: Data, n: int) -> Sequence[str]:
-    """Gemma 2's pattern where config.json names none: local first."""
-    return ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(n)]
+def _read_full(d: Data, tree: Tree) -> None:
+    if other := sorted(set(d.get("layer_types") or ()) - {"full_attention"}):
+        raise UsageError(f"config.json: layers of kind {other[0]!r} are not supported here\nsupported: full_attention")
+
+
+@writes("layer_types")
+def _write_full(tree: Tree) -> Tree:
+    return {}
+
+
+FULL = Piece(_read_full, _write_full)
+
+
+def _read_division(d: Data, tree: Tree) -> None:
+    if isinstance(d.get("hidden_size"), int) and d["hidden_size"] % d["num_attention_heads"]:
+        raise UsageError(
+            f"config.json: hidden_size = {d['hidden_size']} is no multiple of num_attention_heads, which this architecture wants"
+        )
+
+
+DIVIDED = Piece(_read_division, lambda tree: {})
+
+
+KINDS = {"full_attention": "global", "sliding_attention": "local"}
+
+
+def every(period: int, key: str = "") -> Callable[[Data, int], Sequence[str]]:
+    """The pattern where config.json lists none: the last layer of every period, which `key` may name, is global."""
+    return lambda d, n: ["sliding_attention" if (i + 1) % (d.get(key) or period) else "full_attention" for i in range(n)]
 
 
 def local_global(**mixer: Any) -> dict[str, tuple[str, Tree]]:
@@ -68,16 +96,17 @@ LLAMA = Family(
     (same({"mixer": gqa(), "ffn": GATED, **PRE}),),
     common() | HEADS,
     BODY,
-    (ROPE, HEAD_DIM, TIE),
+    (ROPE, HEAD_DIM, TIE, FULL, DIVIDED),
     fixed={"attention_bias": (False, None), "mlp_bias": (False, None)},
-    harmless=frozenset({"layer_types"}),
 )
 QWEN2 = LLAMA._replace(
     kind="qwen2",
     architecture="Qwen2ForCausalLM",
     axes=(same({"mixer": gqa(bias="qkv"), "ffn": GATED, **PRE}),),
     rules=(*BODY, *BIASES),
-    fixed=NO_WINDOW,
+    pieces=(ROPE, HEAD_DIM, TIE, FULL),
+    fixed={"use_mrope": (None, False), **NO_WINDOW},
+    harmless=frozenset({"sliding_window"}),
 )
 QWEN3 = LLAMA._replace(
     kind="qwen3",
@@ -85,7 +114,9 @@ QWEN3 = LLAMA._replace(
     axes=(same({"mixer": gqa(qk_norm={"over": "head", "place": "before"}), "ffn": GATED, **PRE}),),
     keys=common("*.mixer.qk_norm.eps") | HEADS,
     rules=(*BODY, *QK_NORM),
+    pieces=(ROPE, HEAD_DIM, TIE, FULL),
     fixed={"attention_bias": (False, None), **NO_WINDOW},
+    harmless=frozenset({"sliding_window"}),
 )
 
 _OLMO_NORMS = rules("mixer_half.after.weight post_attention_layernorm.weight\nffn_half.after.weight post_feedforward_layernorm.weight")
@@ -97,20 +128,25 @@ OLMO2 = LLAMA._replace(
     axes=(same({"mixer": _FULL_WIDTH, **_OLMO}),),
     keys=common("*.mixer.qk_norm.eps") | HEADS,
     rules=(*ENDS, *_OLMO_NORMS, *QKVO, *QK_NORM, *MLP),
+    pieces=(ROPE, HEAD_DIM, TIE, FULL),
     fixed={"attention_bias": (False, None)},
 )
 OLMO3 = OLMO2._replace(
     kind="olmo3",
     architecture="Olmo3ForCausalLM",
-    axes=(listed("layer_types", local_global(**_FULL_WIDTH)), same(_OLMO)),
+    axes=(listed("layer_types", local_global(**_FULL_WIDTH), every(4)), same(_OLMO)),
     keys=common("*.mixer.qk_norm.eps") | HEADS | {"sliding_window": Key(("local.mixer.window",), default=4096)},
-    pieces=(ropes({"full_attention": "global", "sliding_attention": "local"}), HEAD_DIM, TIE),
+    pieces=(ropes(KINDS, bases=dict.fromkeys(KINDS, ("rope_theta", 500_000.0)), stretched="full_attention"), HEAD_DIM, TIE),
 )
 
 
 def _whole(x: float) -> float | int:
     """A number that should be whole, freed from rounding."""
     return round(x) if abs(x - round(x)) < 1e-6 * x else x
+
+
+def _cap(c: float) -> float | None:
+    return float(c) if c else None
 
 
 _GEMMA: Tree = {"ffn": {"kind": "swiglu", "act": "gelu"}, "norm": {"kind": "sandwich", "gain": "zero"}, "residual": ADD}
@@ -122,8 +158,8 @@ _GEMMA_KEYS = HEADS | {
     "head_dim": Key(("*.mixer.head_dim",)),
     "sliding_window": Key(("local.mixer.window",), default=4096),
     "query_pre_attn_scalar": Key(("*.mixer.scale",), of=lambda q: float(q) ** -0.5, to=lambda s: s and _whole(s**-2)),
-    "final_logit_softcapping": Key(("logit_softcap",), default=0, of=lambda c: float(c) if c else None),
-    "attn_logit_softcapping": Key(("*.mixer.softcap",), default=0, of=lambda c: float(c) if c else None),
+    "final_logit_softcapping": Key(("logit_softcap",), default=0, of=_cap),
+    "attn_logit_softcapping": Key(("*.mixer.softcap",), default=0, of=_cap),
 }
 _GEMMA_FIXED = {
     "attention_bias": (False, None),
@@ -134,10 +170,12 @@ _GEMMA_FIXED = {
 GEMMA2 = Family(
     "gemma2",
     "Gemma2ForCausalLM",
-    (listed("layer_types", local_global(**gqa()), alternate), same(_GEMMA)),
-    common() | _GEMMA_KEYS,
+    (listed("layer_types", local_global(**gqa()), every(2)), same(_GEMMA)),
+    common()
+    | _GEMMA_KEYS
+    | {k: _GEMMA_KEYS[k]._replace(absent=cap) for k, cap in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0))},
     (*ENDS, *_GEMMA_NORMS, *QKVO, *MLP),
-    (ROPE, TIE),
+    (ROPE, tie(absent=True), DIVIDED),
     top={"embed_scale": "sqrt_d", "final_norm": {"gain": "zero"}},
     fixed=_GEMMA_FIXED,
 )
@@ -145,9 +183,18 @@ _GEMMA3_GQA = gqa(qk_norm={"over": "head", "place": "before", "gain": "zero"})
 GEMMA3 = GEMMA2._replace(
     kind="gemma3_text",
     architecture="Gemma3ForCausalLM",
-    axes=(listed("layer_types", local_global(**_GEMMA3_GQA)), same(_GEMMA)),
+    axes=(listed("layer_types", local_global(**_GEMMA3_GQA), every(6, "sliding_window_pattern")), same(_GEMMA)),
     keys=common("*.mixer.qk_norm.eps") | _GEMMA_KEYS,
     rules=(*GEMMA2.rules, *QK_NORM),
-    pieces=(ropes({"full_attention": "global", "sliding_attention": "local"}), TIE),
+    pieces=(
+        ropes(
+            KINDS,
+            bases={"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)},
+            stretched="full_attention",
+        ),
+        tie(absent=True),
+        DIVIDED,
+    ),
+    harmless=frozenset({"rope_local_base_freq", "sliding_window_pattern"}),
 )
 FAMILIES: tuple[Family, ...] = (QWEN3, LLAMA, QWEN2, OLMO2, OLMO3, GEMMA2, GEMMA3)

@@ -24,10 +24,10 @@ Tree = dict[str, Any]
 
 
 class Key(NamedTuple):
-    """One entry of config.json ↔ the paths that hold its value. default: where the entry, or every path, is absent.
+    """One entry of config.json ↔ the paths that hold its value. default: where the entry is null, or every path absent.
 
     A path is "d_model" or "BLOCKS.mixer.heads", BLOCKS being "*" or our names of axis choices joined by "|". of, to: value ↔ ours.
-    also: other names by which the entry is read.
+    also: other names by which the entry is read. absent: where config.json has no such entry, if that is not `default`.
     """
 
     paths: tuple[str, ...]
@@ -35,6 +35,7 @@ class Key(NamedTuple):
     of: Callable[[Any], Any] = lambda v: v
     to: Callable[[Any], Any] = lambda v: v
     also: tuple[str, ...] = ()
+    absent: Any = None
 
 
 class Axis(NamedTuple):
@@ -112,7 +113,8 @@ class Family(NamedTuple):
     """kind: model_type. architecture: the class that loads it. top: fixed values of the ModelConfig. fixed: entries of config.json
     that we compute only for these values (the first is written). harmless: entries that change nothing here. derived: patterns of their
     tensors that follow from the config. layers_key: the number of
-    layers, or a list with an entry per layer. last: pieces read after the keys.
+    layers, or a list with an entry per layer. last: pieces read after the keys. beyond: config.json of
+    the model with one more layer, of the kind that MTP modules have (None: of the last layer's).
     """
 
     kind: str
@@ -127,6 +129,7 @@ class Family(NamedTuple):
     derived: tuple[str, ...] = ()
     layers_key: str = "num_hidden_layers"
     last: tuple[Piece, ...] = ()
+    beyond: Callable[[Data], Data] | None = None
 
     def read(self, data: Data) -> ModelConfig:
         """config.json → config. UsageError for what is missing, unknown, or not computed here."""
@@ -135,7 +138,8 @@ class Family(NamedTuple):
         for piece in self.pieces:
             piece.read(data, tree)
         for key, bound in self.keys.items():
-            value = next((data[k] for k in (key, *bound.also) if data.get(k) is not None), None)
+            given = [data[k] for k in (key, *bound.also) if k in data]
+            value = next((v for v in given if v is not None), None if given else bound.absent)
             if value is None:
                 if bound.default is None and any(_holders(tree, path) for path in bound.paths):
                     raise UsageError(f"config.json: {key!r} is missing")
@@ -253,7 +257,6 @@ def _comparable_block(block: Tree) -> Tree:
     mixer.pop("dt_max", None)
     if isinstance(mixer.get("select"), Mapping):
         mixer["select"].pop("loss", None)
-        mixer["select"].pop("stage", None)
     if isinstance(mixer.get("history"), Mapping):
         mixer["history"].pop("loss", None)
     return out
@@ -296,8 +299,8 @@ def _difference(a: Any, b: Any, path: str = "") -> str | None:
 
 # fmt: off
 HARMLESS = frozenset((
-    "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eod_token_id", "eos_token_id",
-    "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "max_window_layers", "model_type", "name_or_path",
+    "architectures", "attention_dropout", "auto_map", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "dtype", "eod_token_id",
+    "eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "max_window_layers", "model_type", "name_or_path",
     "num_nextn_predict_layers", "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
     "partial_rotary_factor", "pretraining_tp", "problem_type", "return_dict", "rope_parameters", "rope_scaling", "rope_theta",
     "router_aux_loss_coef", "router_jitter_noise", "sep_token_id", "torch_dtype", "transformers_version", "use_cache",
@@ -343,9 +346,11 @@ def writes(*keys: str) -> Callable[[Callable[[Tree], Tree]], Callable[[Tree], Tr
     return mark
 
 
-def _tie() -> Piece:
+def tie(absent: bool) -> Piece:
+    """tie_word_embeddings ↔ the head. absent: what holds where config.json does not say."""
+
     def read(d: Data, tree: Tree) -> None:
-        tree["head"] = {"kind": "tied" if d.get("tie_word_embeddings", False) else "untied"}
+        tree["head"] = {"kind": "tied" if d.get("tie_word_embeddings", absent) else "untied"}
         tree["init"] = {"kind": "normal", "std": float(d.get("initializer_range", 0.02)) or 0.02}
 
     @writes("tie_word_embeddings")
@@ -356,7 +361,7 @@ def _tie() -> Piece:
     return Piece(read, write)
 
 
-TIE = _tie()
+TIE = tie(absent=False)
 
 
 def common(*eps: str, eps_key: str = "rms_norm_eps") -> dict[str, Key]:
@@ -450,22 +455,39 @@ def _bind(rule: Rule, ours: tuple[str, ...], number: int | None, layer: Layer | 
 
 
 def ropes(
-    where: Mapping[str, str], path: str = "mixer.position", layout: str = "half", part: str = "leading", fraction: float | None = 1.0
+    where: Mapping[str, str],
+    path: str = "mixer.position",
+    layout: str = "half",
+    part: str = "leading",
+    fraction: float | None = None,
+    *,
+    bases: Mapping[str, tuple[str, float]] = {},
+    stretched: str | None = None,
+    softmax: bool = False,
 ) -> Piece:
-    """rope_parameters ↔ the positions of blocks. where: key of a nested rope_parameters ("" = not nested) → blocks.
+    """rope_parameters, and the older rope_theta and rope_scaling, ↔ the positions of blocks.
 
-    fraction: where config.json names none; None = the released code rotates whole heads whatever config.json says.
+    where: key of a nested rope_parameters ("" = not nested) → blocks. fraction: where config.json names none; None = the released code
+    rotates whole heads whatever config.json says. bases: key → the older entry of its base, and the base where there is none.
+    stretched: the key that an older rope_scaling is for (None: all). softmax: mscale_all_dim multiplies the softmax scale (DeepSeek).
     """
 
     def read(d: Data, tree: Tree) -> None:
+        modern, older = dict(d.get("rope_parameters") or {}), dict(d.get("rope_scaling") or {})
+        if modern and "" not in where and not set(where) & set(modern):
+            raise UsageError(f"config.json: rope_parameters wants an entry per kind of layer ({', '.join(where)})")
         for key, blocks in where.items():
-            given = dict(d.get("rope_parameters") or {}) | dict(d.get("rope_scaling") or {})
-            given = dict(given[key]) if key and key in given else given
-            given.setdefault("rope_theta", d.get("rope_theta", 10_000.0))
+            given = dict((modern.get(key) if key in modern else modern) or {})
+            if stretched in (None, key):
+                given |= dict((older.get(key) if key in older else older) or {})
+            name, base = bases.get(key, ("rope_theta", 10_000.0))
+            given.setdefault("rope_theta", d.get(name) or base)
+            if key:
+                given["truncate"] = modern.get("truncate", True)  # the released code looks for it one level up
             if fraction is None:
                 given["partial_rotary_factor"] = 1.0
             given.setdefault("partial_rotary_factor", d.get("partial_rotary_factor") or fraction)
-            _put(tree, f"{blocks}.{path}", _rope(given, layout, part))
+            _put(tree, f"{blocks}.{path}", _rope(given, layout, part, softmax))
 
     @writes("rope_parameters")
     def write(tree: Tree) -> Tree:
@@ -481,35 +503,51 @@ def ropes(
     return Piece(read, write)
 
 
-def _rope(d: Data, layout: str, part: str) -> Tree:
+_SCALING_NEEDS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+
+
+def _rope(d: Data, layout: str, part: str, softmax: bool) -> Tree:
     kind = d.get("rope_type", d.get("type", "default"))
     fraction = float(d["partial_rotary_factor"])
     out: Tree = {"kind": "rope", "base": float(d["rope_theta"]), "layout": layout, "part": part, "fraction": fraction, "scaling": None}
     original = d.get("original_max_position_embeddings")
+    if missing := [key for key in _SCALING_NEEDS.get(kind, ()) if d.get(key) is None]:
+        raise UsageError(f"config.json: rope scaling {kind!r} without {missing[0]!r}\nway out: give it in rope_parameters")
     if kind == "linear":
         out["scaling"] = {"kind": "linear", "factor": float(d["factor"])}
     elif kind == "llama3":
         low, high = float(d["low_freq_factor"]), float(d["high_freq_factor"])
         out["scaling"] = {"kind": "llama3", "factor": float(d["factor"]), "low": low, "high": high, "original": original}
     elif kind == "yarn":
-        out["scaling"] = _yarn(d, float(d["factor"]))
+        out["scaling"] = _yarn(d, float(d["factor"]), softmax)
     elif kind != "default":
         raise UsageError(f"config.json: rope scaling {kind!r} is not supported\nsupported: 'default', 'linear', 'llama3', 'yarn'")
     return out
 
 
-def _yarn(d: Data, factor: float) -> Tree:
+def _yarn(d: Data, factor: float, softmax: bool) -> Tree:
+    """The rotation's temperature is attention_factor, or from mscale / mscale_all_dim, or from the factor alone."""
+
+    def m(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
     ends = {"beta_fast": float(d.get("beta_fast") or 32), "beta_slow": float(d.get("beta_slow") or 1), "truncate": d.get("truncate", True)}
     out: Tree = {"kind": "yarn", "factor": factor, "original": d["original_max_position_embeddings"], **ends}
-    given, m, everywhere = d.get("attention_factor"), d.get("mscale"), d.get("mscale_all_dim")
-    if given is None and m and everywhere:
-        if m != everywhere:
-            raise UsageError(f"config.json: mscale = {m} and mscale_all_dim = {everywhere} differ, which is not supported")
-        return out | {"temperature": "softmax", "mscale": float(m)}
-    if given == 1.0:
+    given, mscale, everywhere = d.get("attention_factor"), d.get("mscale"), d.get("mscale_all_dim")
+    if given is None:
+        given = m(float(mscale)) / m(float(everywhere)) if mscale and everywhere else m(1.0)
+    if softmax and everywhere:
+        if given != 1.0:
+            raise UsageError(f"config.json: mscale = {mscale} and mscale_all_dim = {everywhere} differ, which is not supported")
+        return out | {"temperature": "softmax", "mscale": float(everywhere)}
+    if given == 1.0 and factor > 1:
         return out | {"temperature": "none"}
-    mscale = 1.0 if given is None else round((float(given) - 1) / (0.1 * math.log(factor)), 6)
-    return out | {"temperature": "rotation", "mscale": mscale}
+    strength = round((float(given) - 1) / (0.1 * math.log(factor)), 6) if factor > 1 else 1.0
+    return out | {"temperature": "rotation", "mscale": strength}
 
 
 def _rope_parameters(rope: Tree) -> Tree:

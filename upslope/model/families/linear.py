@@ -188,6 +188,7 @@ NEMOTRON_H = Family(
         "mamba_hidden_act": ("silu", None),
         "attention_bias": (False, None),
         "mlp_bias": (False, None),
+        "tie_word_embeddings": (False, None),
         "use_bias": (False, None),
         "mamba_proj_bias": (False, None),
         "use_conv_bias": (True, None),

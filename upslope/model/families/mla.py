@@ -47,7 +47,7 @@ _INDEXER_RULES = rules(
     mixer.indexer.weights.weight self_attn.indexer.weights_proj.weight
     """
 )
-_ROPE = ropes({"": "*"}, layout="interleaved")
+_ROPE = ropes({"": "*"}, layout="interleaved", softmax=True)
 _FIXED: dict[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 
 

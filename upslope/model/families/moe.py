@@ -14,9 +14,11 @@ from upslope.model.families.dense import (
     BIASES,
     BODY,
     ENDS,
+    FULL,
     GATED,
     HEAD_DIM,
     NO_WINDOW,
+    PARTIAL_ROPE,
     PRE,
     PRE_NORMS,
     QK_NORM,
@@ -105,9 +107,9 @@ QWEN3_MOE = Family(
         "norm_topk_prob": Key(("moe.ffn.router.renorm",), default=False),
     },
     (*BODY, *QK_NORM, *ROUTER, *expert_rules("mlp")),
-    (ROPE, HEAD_DIM, TIE),
+    (ROPE, HEAD_DIM, TIE, FULL),
     fixed={"attention_bias": (False, None), **NO_WINDOW},
-    harmless=frozenset({"layer_types"}),
+    harmless=frozenset({"sliding_window"}),
 )
 _GLM_QK: Tree = {"over": "head", "place": "before"}
 
@@ -167,7 +169,7 @@ MINIMAX_M2 = Family(
         *expert_rules("block_sparse_moe", ("w1", "w3", "w2")),
         *rules("ffn.router.weight block_sparse_moe.gate.weight\nffn.select_bias block_sparse_moe.e_score_correction_bias"),
     ),
-    (ROPE, Piece(_read_rotary, _write_rotary), TIE),
+    (PARTIAL_ROPE, Piece(_read_rotary, _write_rotary), TIE),
     fixed={
         "attn_window_size": (None,),
         "num_expert_group": (None, 1),

@@ -146,6 +146,7 @@ DEEPSEEK_V4 = Family(
         Rule(("final_norm.weight",), "model.norm.weight"),
         Rule(("head.weight",), "head.weight"),
         *rules("weight fn\nbase base\nscale scale", "collapse.", "model.hc_head.hc_"),
+        *rules("weight fn\nbase base\nscale scale", "mtp.layers.{layer}.collapse.", "model.layers.{layer}.hc_head.hc_"),
         Rule(("blocks.{layer}.mixer.o_a",), "model.layers.{layer}.attn.wo_a.weight", lambda t, c: t[0].flatten(0, 1), _grouped),
         *rules(_TENSORS),
     ),
@@ -158,5 +159,11 @@ DEEPSEEK_V4 = Family(
         "mlp_bias": (False,),
     },
     harmless=frozenset({"qk_rope_head_dim", "compress_rope_theta"}),
+    beyond=lambda d: {
+        **d,
+        "num_hidden_layers": d["num_hidden_layers"] + 1,
+        "layer_types": [*d["layer_types"], "sliding_attention"],
+        "mlp_layer_types": [*d["mlp_layer_types"], "moe"],
+    },
 )
 FAMILIES: tuple[Family, ...] = (DEEPSEEK_V4,)

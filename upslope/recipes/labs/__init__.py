@@ -7,40 +7,40 @@ from difflib import get_close_matches
 from functools import cache
 
 from upslope.config import UsageError
-from upslope.recipes.labs import chinese, deepseek, western
+from upslope.recipes.labs import ai2, alibaba, deepseek, google, meta, microsoft, minimax, moonshot, nvidia, openai, tencent, xiaomi, zhipu
 from upslope.recipes.labs.lab import Fact, Lab, Published, Training
 
 PRESETS: Mapping[str, Callable[[], Lab]] = {
     f.__name__: f
     for f in (
-        western.mai_thinking_1,
+        microsoft.mai_thinking_1,
         deepseek.deepseek_v3,
         deepseek.deepseek_r1,
         deepseek.deepseek_v32,
         deepseek.deepseek_v4_pro,
         deepseek.deepseek_v4_flash,
-        chinese.qwen3_235b,
-        chinese.kimi_k2,
-        chinese.glm_45,
-        chinese.glm_5,
-        chinese.glm_52,
-        western.llama3_8b,
-        western.llama3_70b,
-        western.llama3_405b,
-        western.gemma2_2b,
-        western.gemma3_27b,
-        chinese.mimo_7b,
-        chinese.hunyuan_large,
-        chinese.minimax_m1,
-        chinese.minimax_m2,
-        western.olmo2_7b,
-        western.olmo2_13b,
-        western.olmo2_32b,
-        western.nemotron3_nano,
-        western.nemotron3_super,
-        western.nemotron3_ultra,
-        western.gpt_oss_20b,
-        western.gpt_oss_120b,
+        alibaba.qwen3_235b,
+        moonshot.kimi_k2,
+        zhipu.glm_45,
+        zhipu.glm_5,
+        zhipu.glm_52,
+        meta.llama3_8b,
+        meta.llama3_70b,
+        meta.llama3_405b,
+        google.gemma2_2b,
+        google.gemma3_27b,
+        xiaomi.mimo_7b,
+        tencent.hunyuan_large,
+        minimax.minimax_m1,
+        minimax.minimax_m2,
+        ai2.olmo2_7b,
+        ai2.olmo2_13b,
+        ai2.olmo2_32b,
+        nvidia.nemotron3_nano,
+        nvidia.nemotron3_super,
+        nvidia.nemotron3_ultra,
+        openai.gpt_oss_20b,
+        openai.gpt_oss_120b,
     )
 }
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from upslope.config import Config
-from upslope.model.config import HyperConnections, ModelConfig, MoE
+from upslope.model.config import HyperConnections, ModelConfig
 from upslope.model.cost import cache_elements, flops, published
 from upslope.recipes.knobs import Knob, kind_of, model_knobs, uses
 from upslope.recipes.labs import PRESETS, get
-from upslope.recipes.labs.lab import Lab
+from upslope.recipes.labs.lab import Lab, parts
 
 INTRO = """# Models: knobs and presets
 
@@ -21,15 +21,18 @@ knob that must be noticed.
 
 A preset runs at a size that you name (`upslope run deepseek_v3 --size tiny`): dimensions shrink, knobs stay. Marks: C confirmed in
 released code, a configuration or a report; M from memory of the paper; D derived; ? a guess, listed at the end. `upslope presets NAME`
-shows every number, `upslope explain KNOB` every knob.
+shows every number, `upslope explain KNOB` every knob. Parameters are counted as labs do: without MTP, an untied embedding
+twice. Under Knobs, "the others" are all other presets that have the part.
 """
+
+LONG = ("blocks", "pattern")  # said under Parts
 
 
 def page() -> str:
     """The whole page."""
     labs = [get(name) for name in PRESETS]
-    parts = [INTRO, "## Presets\n", _presets(labs), "\n## Parts\n", _parts(labs), "\n## Knobs\n", _knobs(), "## Guesses\n", _guesses(labs)]
-    return "\n".join(parts) + "\n"
+    sections = {"Presets": _presets(labs), "Parts": _parts(labs), "Training": _training(labs), "Knobs": _knobs(), "Guesses": _guesses(labs)}
+    return INTRO + "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -45,7 +48,7 @@ def _presets(labs: Sequence[Lab]) -> str:
         "width",
         "total / active, B",
         "stated",
-        "GFLOPs a token at 4K, 128K",
+        "forward GFLOPs a token at 4K, 128K",
         "cache of 128K, GiB bf16",
         "context",
         "tokens",
@@ -81,8 +84,7 @@ def _parts(labs: Sequence[Lab]) -> str:
     rows = []
     for lab in labs:
         blocks = lab.model.blocks.values()
-        mixers = dict.fromkeys(_mixer(b.mixer) for b in blocks)
-        ffns = dict.fromkeys(_ffn(b.ffn) for b in blocks)
+        mixers, ffns = parts(lab.model)
         norms = dict.fromkeys(b.norm.kind for b in blocks)
         streams = dict.fromkeys(
             f"hyper x{b.residual.streams}" if isinstance(b.residual, HyperConnections) else b.residual.kind for b in blocks
@@ -94,50 +96,39 @@ def _parts(labs: Sequence[Lab]) -> str:
     return _table(("preset", "mixers", "channel mixers", "norm", "residual", "MTP"), rows)
 
 
-def _mixer(mixer: Config) -> str:
-    words = [str(getattr(mixer, "kind", ""))]
-    if getattr(mixer, "heads", None):
-        words.append(f"{mixer.heads}h")  # type: ignore[attr-defined]
-    for name, say in (("kv_heads", "/{}"), ("window", " W={}"), ("softcap", " cap {}"), ("kv_latent", " latent {}")):
-        if (value := getattr(mixer, name, None)) is not None:
-            words.append(say.format(value))
-    position = getattr(mixer, "position", None)
-    words.append(f" {position.kind}" if position is not None else "")
-    words.append(" sinks" if getattr(mixer, "sinks", False) else "")
-    for name in ("qk_norm", "select", "history"):
-        if (part := getattr(mixer, name, None)) is not None:
-            words.append(f" {getattr(part, 'kind', name)}")
-    return "".join(words)
+def _training(labs: Sequence[Lab]) -> str:
+    head = ("tokens", "batch", "rate", "optimizer", "precision", "note", "optim", "schedule")
+    rows = [(f"`{lab.name}`", *(lab.training.said().get(h, "") for h in head), _training_marks(lab)) for lab in labs]
+    return _table(("preset", *head, "mark"), rows)
 
 
-def _ffn(ffn: Config) -> str:
-    if isinstance(ffn, MoE):
-        k, shared = ffn.router.select.k, " + shared" if ffn.shared else ""
-        narrow = f" latent {ffn.latent}" if ffn.latent else ""
-        balance = ", ".join(f"{b.kind}{' over ' + b.over if b.kind == 'aux' else ''}" for b in ffn.balance)
-        return f"moe {k}/{ffn.experts}{shared}{narrow} {ffn.router.score} {ffn.router.select.kind}" + (f" ({balance})" if balance else "")
-    return f"{getattr(ffn, 'kind', '')} {getattr(ffn, 'hidden', '')}".strip()
+def _training_marks(lab: Lab) -> str:
+    """The mark of all, then those of single facts."""
+    own = {f.what.partition(".")[2]: f.mark for f in lab.facts if f.what.split(".")[0] == "training"}
+    return ", ".join([own.pop("", lab.mark), *(f"{what} {mark}" for what, mark in own.items())])
 
 
 def _knobs() -> str:
     homes: dict[type[Config], dict[str, Knob]] = {}
     for knob in model_knobs():
         homes.setdefault(knob.cls, {}).setdefault(knob.field, knob)
-    parts = []
+    tables = []
     for cls, knobs in homes.items():
         name = kind_of(cls) if cls is not ModelConfig else "model"
         first = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-        rows = [(f"`{k.field}`", k.meaning, k.type, k.default, _uses(k)) for k in knobs.values()]
+        rows = [(f"`{k.field}`", k.meaning, k.type, k.default, "" if k.field in LONG else _uses(k)) for k in knobs.values()]
         table = _table(("knob", "meaning", "type", "default", "labs"), rows)
-        parts.append(f"### {cls.__name__}" + (f" (`{name}`)" if name else "") + f"\n\n{first}\n\n{table}\n")
-    return "\n".join(parts)
+        tables.append(f"### {cls.__name__}" + (f" (`{name}`)" if name else "") + f"\n\n{first}\n\n{table}\n")
+    return "\n".join(tables)
 
 
 def _uses(knob: Knob) -> str:
-    """Up to three values, most used first, with a lab each."""
+    """Value: presets, most used first, which are "the others" where no preset has two values."""
     found = sorted(uses(knob.cls, knob.field).items(), key=lambda p: (-len(p[1]), p[0]))
-    shown = [f"{value[:40]}: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}" for value, names in found[:3]]
-    return "; ".join(shown) + ("; ..." if len(found) > 3 else "")
+    if len(found) < 2:
+        return "" if not found else f"{found[0][0]}: all that have this part"
+    apart = set(found[0][1]).isdisjoint(n for _, names in found[1:] for n in names) and len(found[0][1]) > 3
+    return "; ".join(f"{value}: {'the others' if apart and not i else ', '.join(names)}" for i, (value, names) in enumerate(found))
 
 
 def _guesses(labs: Sequence[Lab]) -> str:
