@@ -1,7 +1,7 @@
 """Shrinking a model to a size: dimensions get smaller, knobs stay.
 
-What stays: every kind and literal, rope bases and factors, soft-caps, routing and balancing, the number of query heads to a
-key-value head where there are as many, and one whole period of the layer pattern, at least four layers, with every kind of block. What shrinks, with the width:
+What stays: every kind and literal, rope bases and factors, soft-caps, routing and balancing, the query heads to a key-value head where
+there are as many, and one whole period of the layer pattern, at least four layers, with every kind of block. What shrinks, with the width:
 heads, head widths, latents, hidden widths, experts; and with the context: windows, indexer choices, compression rates, YaRN's original
 context. The width is the largest multiple of 16 whose parameters fit the size. The rules are those of `shrunk`, one place for all labs.
 """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from upslope.config import Config, Input, UsageError, Wants
+from upslope.config import Config, Input, Neutral, UsageError, Wants
 from upslope.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -26,10 +26,15 @@ class Scratch(Config):
 
 
 class Load(Config):
-    """Weights of a checkpoint; a new optimizer."""
+    """Weights of a checkpoint; a new optimizer.
+
+    model: the description to go on as, where it is another than the checkpoint's (an indexer, a module of MTP or a rope scaling added,
+    an indexer's stage changed): what the checkpoint has must fit, what it lacks is drawn from the stage's seed. Its vocabulary may be 0.
+    """
 
     kind: Literal["load"] = "load"
     checkpoint: Annotated[Input, Wants("Checkpoint")]
+    model: Annotated[ModelConfig | None, Neutral(None)] = None
 
 
 class Continue(Config):
@@ -54,13 +59,38 @@ def materialise(init: Scratch | Load | Continue, ctx: Context, tokenizer: Tokeni
 
     if not isinstance(init, Scratch):
         checkpoint = _open(init, ctx)
-        return checkpoint.model(), checkpoint.tokenizer()
+        model = checkpoint.model()
+        if isinstance(init, Load) and init.model is not None:
+            wanted = init.model if init.model.vocab else init.model.replace(vocab=model.config.vocab)
+            model = carried_over(model, wanted, ctx.seed_of("init"))
+        return model, checkpoint.tokenizer()
     if tokenizer is None:
         raise UsageError("init kind 'scratch' needs a tokenizer\nway out: give the stage a tokenizer input")
     config = init.model if init.model.vocab else init.model.replace(vocab=tokenizer.vocab_size)
     if config.vocab < tokenizer.vocab_size:
         raise UsageError(f"init.model.vocab = {config.vocab}: the tokenizer has {tokenizer.vocab_size} tokens\nway out: leave it at 0")
     return initialise(Transformer(config), ctx.seed_of("init")), tokenizer
+
+
+def carried_over(model: Transformer, wanted: ModelConfig, seed: int) -> Transformer:
+    """A model of another description with the tensors of this one; those that it lacks are drawn. UsageError names what finds no place."""
+    import torch
+
+    from upslope.model.init import initialise
+    from upslope.model.transformer import Transformer
+
+    grown = initialise(Transformer(wanted), seed)
+    have, need = model.tensors(), grown.tensors()
+    lost = [f"{n} {tuple(t.shape)}" for n, t in have.items() if n not in need or need[n].shape != t.shape]
+    if lost:
+        raise UsageError(
+            f"init.model has no place for {len(lost)} tensors of the checkpoint: {', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}\n"
+            "way out: start from the checkpoint's description (model.json) and only add to it"
+        )
+    with torch.no_grad():
+        for name, tensor in have.items():
+            need[name].copy_(tensor)
+    return grown.eval()
 
 
 def restore(init: Scratch | Load | Continue, ctx: Context, trainer: Trainer) -> None:

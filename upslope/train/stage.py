@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from upslope.config import Duration, Exec
+from upslope.config import Duration, Exec, Neutral, UsageError
 from upslope.machine.stage import Stage
 from upslope.optim.config import Muon, Optim
 from upslope.optim.schedule import WSD, Schedule
@@ -30,6 +30,7 @@ class Training(Stage):
     length: of the training ("500st", "2ep", "1e9tok", "20tpp"). clip: largest global gradient norm, or None. patience:
     refused (not finite) steps in a row before the stage fails. micro_tokens: most tokens of one forward and backward;
     save_seconds: between saves for resuming; log_every: steps between metrics; observers: read the model as it trains.
+    only: patterns of the names of the parameters that are trained ("*.indexer.*"); none = all.
     """
 
     makes: ClassVar[str] = "Checkpoint"
@@ -41,6 +42,7 @@ class Training(Stage):
     schedule: Schedule = WSD()
     numerics: Numerics = "bf16"
     clip: float | None = Field(default=1.0, gt=0)
+    only: Annotated[tuple[str, ...], Neutral(())] = ()
     patience: Annotated[int, Exec()] = Field(default=10, ge=1)
     micro_tokens: Annotated[int, Exec()] = Field(default=16384, ge=0)
     save_seconds: Annotated[float, Exec()] = Field(default=20.0, ge=0)
@@ -51,6 +53,7 @@ class Training(Stage):
         """A trainer of a model with this stage's settings."""
         from upslope.train.trainer import Trainer
 
+        freeze(model, self.only)
         return Trainer(
             model,
             self.optim,
@@ -95,6 +98,18 @@ class Training(Stage):
         if self.length.unit == "ep":
             return max(1, round(self.length.amount * examples / per_step)) if self.length.amount else 0
         return self.length.steps(per, tokens_per_epoch=tokens, params=parameters)
+
+
+def freeze(model: Transformer, only: tuple[str, ...]) -> None:
+    """Leaves gradients to the parameters that a pattern names (none = all). UsageError for a pattern that names none."""
+    from fnmatch import fnmatchcase
+
+    names = [n for n, _ in model.named_parameters()]
+    for pattern in only:
+        if not any(fnmatchcase(n, pattern) for n in names):
+            raise UsageError(f"only: {pattern!r} names no parameter\nfor example: {', '.join(names[:3])}")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not only or any(fnmatchcase(name, p) for p in only))
 
 
 def interval(right: int, total: int) -> dict[str, Any] | None:
