@@ -19,7 +19,7 @@ from upslope.train.init import Scratch
 
 QUICK = ("deepseek_v4_flash", "glm_52", "nemotron3_nano")
 """Between them: compressed attention, hyper-connections, hash routing, a shared indexer, MTP, lightning attention, Mamba-2, mixtures."""
-LEARNT = {"keepers", "pairs"}
+LEARNT = {"keepers": "nothing to keep", "pairs": "no pair", "reward_model": "no pair", "preference": "no pair"}
 """Stages that need right answers, which a model of this budget need not give: they may end with that reason."""
 
 pytestmark = pytest.mark.xdist_group("labs")
@@ -43,8 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_lab_runs_end_to_end(name: str, folder: Path) -> None:
     store = Store(folder / "store")
     outcome = machine.run(recipe(folder, name), store, inline=True)
-    assert all("way out" in why or "nothing to keep" in why for why in outcome.errors.values()), outcome.errors
-    assert set(outcome.errors) <= LEARNT
+    assert {n: why for n, why in outcome.errors.items() if LEARNT.get(n, "\n\n") not in why} == {}
     seen = {s.name: s for s in record(store, outcome.name).stages}
     for stage in ("pretrain", "midtrain", "eval_base", "sft", "climb", "answers", "drafts", "eval_climb"):
         assert seen[stage].state == "sealed", stage

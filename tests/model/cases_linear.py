@@ -12,7 +12,7 @@ CASES = (
         {
             "num_hidden_layers": 4,
             "num_experts_per_tok": 2,
-            "num_local_experts": 5,
+            "num_local_experts": 6,
             "head_dim": 16,
             "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
             "block_size": 64,

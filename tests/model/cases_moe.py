@@ -45,14 +45,14 @@ CASES = (
     Case(
         "hunyuan_v1_moe",
         "hunyuan_v1_moe",
-        {"num_hidden_layers": 2, "num_experts": 5, "moe_topk": 2, "head_dim": 16, "rope_parameters": PLAIN},
+        {"num_hidden_layers": 2, "num_experts": 6, "moe_topk": 2, "head_dim": 16, "rope_parameters": PLAIN},
     ),
     Case(
         "hunyuan_alpha",
         "hunyuan_v1_moe",
         {
             "num_hidden_layers": 2,
-            "num_experts": 5,
+            "num_experts": 6,
             "moe_topk": [2, 2],
             "head_dim": 16,
             "rope_parameters": {"rope_type": "dynamic", "rope_theta": 20.0, "alpha": 5.0, "factor": 1.0},
@@ -63,7 +63,7 @@ CASES = (
         "gpt_oss",
         {
             "num_hidden_layers": 2,
-            "num_local_experts": 5,
+            "num_local_experts": 6,
             "num_experts_per_tok": 2,
             "head_dim": 16,
             "sliding_window": 5,

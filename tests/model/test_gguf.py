@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.model.cases_dense import LINEAR, LLAMA3, PLAIN, YARN
-from tests.model.parity import Case, build, our_logits, their_logits
+from tests.model.llama_cpp import File, forward
+from tests.model.parity import Case, build, our_logits, sequences, their_logits
 from tests.model.support import SMALL, loud, tokenizer, tokens
 from upslope.config import UsageError
 from upslope.machine.store import Store
@@ -27,6 +28,7 @@ LAYERS = {"num_hidden_layers": 2, "rope_parameters": PLAIN}
 MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 3, "head_dim": 16}
 GEMMA = {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 16}
 LOCAL = {"rope_type": "default", "rope_theta": 10_000.0}
+FIXED = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 1024}  # the ramp's ends as llama.cpp has them
 LATENT = {
     "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 12, "qk_nope_head_dim": 10, "qk_rope_head_dim": 6, "v_head_dim": 14,
     "moe_intermediate_size": 24, "num_experts_per_tok": 3, "n_routed_experts": 8, "n_shared_experts": 2, "routed_scaling_factor": 1.7,
@@ -38,6 +40,12 @@ READ = (  # by transformers too
     Case("g_qwen2", "qwen2", LAYERS),
     Case("g_qwen3", "qwen3", {**LAYERS, "head_dim": 16}),
     Case("g_qwen3_moe", "qwen3_moe", {**LAYERS, **MOE, "num_experts": 6, "norm_topk_prob": True}),
+    Case(
+        "g_minimax_m2",
+        "minimax_m2",
+        {**LAYERS, "num_experts_per_tok": 2, "num_local_experts": 6, "head_dim": 16, "rotary_dim": 8}
+        | {"rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}},
+    ),
     Case("g_gemma2", "gemma2", {**LAYERS, **GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     Case(
         "g_gemma3",
@@ -48,21 +56,16 @@ READ = (  # by transformers too
 WRITTEN = (
     *READ,
     Case("g_llama3", "llama", {**LAYERS, "rope_parameters": {**LLAMA3, "original_max_position_embeddings": 16}}),
-    Case("g_yarn", "qwen3", {**LAYERS, "head_dim": 16, "rope_parameters": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0}}),
+    Case("g_yarn", "qwen3", {**LAYERS, "head_dim": 16, "rope_parameters": FIXED}),
     Case("g_olmo2", "olmo2", LAYERS),
     Case(
         "g_gpt_oss",
         "gpt_oss",
-        {**LAYERS, "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 7.0},
+        {**LAYERS, "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 5, "swiglu_limit": 7.0}
+        | {"rope_parameters": FIXED},
     ),
     Case(
-        "g_deepseek",
-        "deepseek_v3",
-        {
-            **LATENT,
-            "num_hidden_layers": 3,
-            "rope_parameters": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.5, "mscale_all_dim": 1.5},
-        },
+        "g_deepseek", "deepseek_v3", {**LATENT, "num_hidden_layers": 3, "rope_parameters": {**FIXED, "mscale": 1.5, "mscale_all_dim": 1.5}}
     ),
 )
 read = pytest.mark.parametrize("case", READ, ids=lambda c: c.name)
@@ -97,12 +100,54 @@ def test_transformers_reads_the_same_model(case: Case, tmp_path: Path) -> None:
         assert float((our_logits(from_gguf(file, pair.ours.config)) - our_logits(pair.ours)).abs().max()) <= 2e-5
 
 
+@written
+def test_what_llama_cpp_computes_from_the_file_is_the_model(case: Case, tmp_path: Path) -> None:
+    """Its graphs, written down in `llama_cpp.py`, on nothing but the file: so the metadata are complete and mean what they should."""
+    theirs, _, _ = build(case)
+    file, row = file_of(case, tmp_path), sequences()[0]
+    with torch.no_grad():
+        wanted = theirs(row[None], use_cache=False).logits[0]
+        assert float((forward(File(file), row) - wanted).abs().max()) <= 5e-5
+
+
+def test_every_value_in_the_metadata_counts(tmp_path: Path) -> None:
+    """That comparison can fail: another value of any of these shows."""
+    changed: dict[str, dict[str, Any]] = {
+        "g_deepseek": {
+            "rope.freq_base": 60.0,
+            "rope.scaling.factor": 8.0,
+            "rope.scaling.original_context_length": 64,
+            "expert_gating_func": 1,
+            "rope.scaling.yarn_log_multiplier": 0.3,
+            "attention.layer_norm_rms_epsilon": 0.05,
+            "expert_used_count": 2,
+            "expert_weights_scale": 1.0,
+            "expert_weights_norm": False,
+            "expert_group_used_count": 1,
+            "expert_group_count": 2,
+        },
+        "g_gemma2": {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 4.0, "attention.sliding_window": 6},
+        "g_minimax_m2": {"rope.dimension_count": 16, "expert_gating_func": 1},
+    }
+    row = sequences()[0]
+    for name, values in changed.items():
+        case = next(c for c in WRITTEN if c.name == name)
+        f = File(file_of(case, tmp_path))
+        with torch.no_grad():
+            wanted = forward(f, row)
+            for key, value in values.items():
+                before = f.fields[f"{f.arch}.{key}"]
+                f.fields[f"{f.arch}.{key}"] = value
+                assert float((forward(f, row) - wanted).abs().max()) > 1e-3, key
+                f.fields[f"{f.arch}.{key}"] = before
+
+
 def test_a_wrong_convention_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: rows of q and k left as they are, gains without their one."""
     from upslope.cli.models import read_in_transformers
     from upslope.model import gguf as ours
 
-    for case, change in ((READ[0], {"pairs": False}), (READ[5], {"plus": 0.0})):
+    for case, change in ((READ[0], {"pairs": False}), (next(c for c in READ if c.kind == "gemma2"), {"plus": 0.0})):
         pair = build(case)
         config = transformers.AutoConfig.for_model(case.kind, **their_config(pair.ours.config))
         monkeypatch.setitem(ours.ARCHS, case.kind, ours.ARCHS[case.kind]._replace(**change))
@@ -187,7 +232,7 @@ def test_metadata_is_complete(case: Case, tmp_path: Path) -> None:
     scaled = {"linear": "linear", "yarn": "yarn"}.get(rope["rope_type"])
     assert of("rope.scaling.type") == scaled
     assert of("rope.scaling.factor") == (rope["factor"] if scaled else None)
-    assert of("rope.scaling.original_context_length") == (64 if scaled == "yarn" else None)
+    assert of("rope.scaling.original_context_length") == (1024 if scaled == "yarn" else None)
     if case.kind == "deepseek_v3":
         expected = {
             "attention.head_count_kv": 1, "attention.q_lora_rank": 20, "attention.kv_lora_rank": 12, "rope.dimension_count": 6,
@@ -200,7 +245,8 @@ def test_metadata_is_complete(case: Case, tmp_path: Path) -> None:
     else:
         width = e.get("head_dim") or 8
         expected = {"attention.head_count_kv": e["num_key_value_heads"], "attention.key_length": width, "attention.value_length": width}
-        expected |= {"rope.dimension_count": width, "attention.sliding_window": e.get("sliding_window")}
+        expected |= {"rope.dimension_count": e.get("rotary_dim", width), "attention.sliding_window": e.get("sliding_window")}
+        expected |= {"expert_gating_func": 2 if case.kind == "minimax_m2" else None}
         expected |= {"attn_logit_softcapping": e.get("attn_logit_softcapping"), "final_logit_softcapping": e.get("final_logit_softcapping")}
         experts = e.get("num_experts", e.get("num_local_experts"))
         hidden = e.get("moe_intermediate_size", 48)
@@ -353,6 +399,13 @@ def test_tokenizers_that_llama_cpp_cuts_otherwise_are_refused(tmp_path: Path) ->
     (tmp_path / "tokenizer.json").write_text(json.dumps({**data, "pre_tokenizer": level}))
     export_gguf(model, Tokenizer.load(tmp_path), tmp_path / "m.gguf")
     assert fields(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == "gpt-2"
+    first = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    ids = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    template = {"type": "TemplateProcessing", "single": [first, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [], "special_tokens": ids}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**data, "post_processor": template}))
+    export_gguf(model, Tokenizer.load(tmp_path), tmp_path / "m.gguf")
+    got = fields(tmp_path / "m.gguf")
+    assert (got["tokenizer.ggml.bos_token_id"], got["tokenizer.ggml.add_bos_token"]) == (1, True)
     with pytest.raises(UsageError, match="300 tokens, the model only 299"):
         export_gguf(loud(SMALL.replace(vocab=299)), tokenizer(), tmp_path / "n.gguf")
 
@@ -371,10 +424,10 @@ def test_what_llama_cpp_computes_otherwise_is_refused_by_name() -> None:
     yarn = SMALL.replace(blocks={"dense": block.replace(mixer=block.mixer.replace(position=fast))})  # type: ignore[union-attr,call-arg]
     gemma2 = {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
     oss = {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 5}
-    minimax = {"num_experts_per_tok": 2, "num_local_experts": 6, "head_dim": 16, "rotary_dim": 8}
+    hunyuan = {"num_experts": 5, "moe_topk": 2, "head_dim": 16}
     cases = {
         "no published architecture": nope,
-        "no exact mapping for MiniMaxM2ForCausalLM": config_of("minimax_m2", **minimax),
+        "no exact mapping for HunYuanMoEV1ForCausalLM": config_of("hunyuan_v1_moe", **hunyuan),
         "qwen3 does not compute .*yarn.beta_fast = 8.0, not 32.0": yarn,
         "qwen3 .*rope scaling 'llama3'": config_of(
             "qwen3", head_dim=16, rope_parameters={**LLAMA3, "original_max_position_embeddings": 16}
@@ -384,15 +437,18 @@ def test_what_llama_cpp_computes_otherwise_is_refused_by_name() -> None:
         "qwen3moe .*renorm = false": config_of("qwen3_moe", **MOE, num_experts=6, norm_topk_prob=False),
         "qwen3moe .*dense FFN": config_of("qwen3_moe", **MOE, num_experts=6, norm_topk_prob=True, mlp_only_layers=[1]),
         "gemma2 .*scale": config_of("gemma2", **{**gemma2, "query_pre_attn_scalar": 7}),
-        "gemma2 .*no soft-cap": config_of("gemma2", **{**gemma2, "final_logit_softcapping": None}),
-        "gemma2 .*every 2th": config_of("gemma2", **gemma2, layer_types=["full_attention", "sliding_attention"]),
+        "gemma2 .*no soft-cap": config_of("gemma2", **gemma2).replace(logit_softcap=None),
+        "gemma2 .*of every 2 layers the last must be global": config_of(
+            "gemma2", **gemma2, layer_types=["full_attention", "sliding_attention"]
+        ),
         "gemma3 .*rope.base = 10000": config_of(
             "gemma3_text", **GEMMA, rope_parameters={"full_attention": PLAIN, "sliding_attention": PLAIN}
         ),
-        "gpt-oss .*expert.limit = 1.5, not 7": config_of("gpt_oss", **oss, swiglu_limit=1.5),
-        "gpt-oss .*yarn.truncate = False": config_of(
-            "gpt_oss", **oss, rope_parameters={**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+        "gemma3 .*YaRN": config_of(
+            "gemma3_text", **GEMMA, num_hidden_layers=6, rope_parameters={"full_attention": FIXED, "sliding_attention": LOCAL}
         ),
+        "gpt-oss .*expert.limit = 1.5, not 7": config_of("gpt_oss", **oss, swiglu_limit=1.5),
+        "gpt-oss .*yarn.truncate = False": config_of("gpt_oss", **oss, rope_parameters={**FIXED, "truncate": False}),
         "deepseek2 .*mixer.eps = 1e-06 and final_norm.eps = 0.05": config_of("deepseek_v3", **{**LATENT, "rms_norm_eps": 0.05}),
     }
     for said, config in cases.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,13 +200,18 @@ def test_cut_and_poisoned_weights_are_refused(tmp_path: Path) -> None:
         (SMALL.replace(blocks={**SMALL.blocks, "b": LLAMA.blocks["dense"]}, pattern=("dense", "b")), "block 'b': mixer.qk_norm = None"),
     ],
 )
-def test_what_no_family_expresses_says_why_and_is_written_as_a_bundle(config: ModelConfig, said: str, tmp_path: Path) -> None:
+def test_what_no_family_expresses_says_why_and_is_written_as_a_bundle(
+    config: ModelConfig, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "modules"  # not the user's own
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
+    monkeypatch.setattr("sys.path", [*sys.path])
     why = family_of(config)
     assert isinstance(why, str)
     assert re.search(rf"Qwen3ForCausalLM: .*{said}", why)
     model, ids = loud(config), tokens(20)
-    export_hf(model, None, tmp_path)
-    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    export_hf(model, None, tmp_path / "bundle")
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "bundle", trust_remote_code=True)
     assert type(other).__name__ == "UpslopeForCausalLM"
     assert (model.logits(model(ids)) - other(ids[None]).logits[0]).abs().max() <= 1e-5
 

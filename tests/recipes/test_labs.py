@@ -16,6 +16,7 @@ import torch
 
 from tests.model.support import segments, tokens
 from upslope.config import Config, UsageError, dump
+from upslope.model import config as model_config
 from upslope.model.aux import Aux
 from upslope.model.cache import Cache
 from upslope.model.config import ModelConfig
@@ -177,7 +178,8 @@ def test_a_wrong_name_is_met_with_the_nearest() -> None:
 def test_every_knob_of_a_model_is_explained() -> None:
     silent = sorted({f"{k.cls.__name__}.{k.field}" for k in model_knobs() if len(k.meaning) < 4})
     assert silent == []
-    assert len(model_knobs()) > 100
+    described = {c for c in vars(model_config).values() if isinstance(c, type) and issubclass(c, Config) and set(c.model_fields) - {"kind"}}
+    assert described - {Config} == {k.cls for k in model_knobs()}
     (window, *_) = lookup("mixer.window")
     assert "tokens" in window.meaning and "2004.05150" in window.source
     with pytest.raises(UsageError, match="window"):

@@ -151,7 +151,7 @@ class Attention(Config):
     scale: factor of q·k (None: 1/sqrt(head_dim)). softcap: logits become c·tanh(logit/c). sinks: a learned logit per head joins the
     softmax's denominator. bias: which projections have one. gate: the output is multiplied by sigmoid(x W_g), one gate per channel.
     kv: own keys and values, or those of the layer below (CLA).
-    heads: of queries. kv_heads: of keys and values. head_dim: width of a query and key head. position: where order comes from.
+    heads: query heads. kv_heads: key-value heads. head_dim: width of a query and key head. position: where order comes from.
     qk_norm: of queries and keys (None: none).
     Sources: GQA arXiv 2305.13245; window arXiv 2004.05150; soft-cap Gemma 2, arXiv 2408.00118; sinks gpt-oss, arXiv 2508.10925;
     gate arXiv 2505.06708; CLA arXiv 2405.12981.
@@ -217,7 +217,7 @@ class MLA(Config):
     q_latent: width of the queries' latent (None: none). kv_latent: width of what is cached. nope_dim, rope_dim: channels of a query head
     without and with position. value_dim: of a value head. select: None = dense; an indexer; or the tokens chosen by the layer below.
     eps: of the latents' norms.
-    heads: of queries. position: rotation of the rope_dim channels.
+    heads: query heads. position: rotation of the rope_dim channels.
     Source: DeepSeek-V2, arXiv 2405.04434.
     """
 
@@ -274,7 +274,7 @@ class Compressed(Config):
     q_latent: width of the queries' latent. window: tokens seen uncompressed. history: what stands for older tokens (None: nothing).
     position: interleaved, on trailing channels, entry i standing at i · rate; the output is rotated back. groups, group_dim: of the
     grouped output projection. eps: of its norms.
-    heads, head_dim: of queries; head_dim is also the width of the one key-value head. eps: of the norms.
+    heads: query heads. head_dim: width of a query head, and of the one key-value head.
     Source: arXiv 2606.19348 §2.3.
     """
 
@@ -317,9 +317,8 @@ class Lightning(Config):
 class Mamba2(Config):
     """State-space layer with scalar decay: H_t = a_t H_{t-1} + Δ_t x_t B_tᵀ, y_t = H_t C_t + D x_t, gated norm per group.
 
-    heads, head_dim: of x. state: width n of B and C. groups: of heads that share B and C. conv: taps of the causal convolution.
-    dt_min: least Δ; dt_min, dt_max: range of the initial Δ.
-    eps: of the gated norm.
+    heads, head_dim: number and width of the heads of x. state: width n of B and C. groups: of heads that share B and C.
+    conv: taps of the causal convolution. dt_min: least Δ; dt_min, dt_max: range of the initial Δ. eps: of the gated norm.
     Source: arXiv 2405.21060.
     """
 
@@ -357,7 +356,7 @@ class Gated(Config):
 
     act: "silu" (SwiGLU), "gelu" (GeGLU, tanh form), "swish1702" (gpt-oss: g · sigmoid(1.702 g), and up + 1).
     limit: the gate is clamped to ≤ limit and up to ± limit.
-    hidden: width between. bias: all three projections have one.
+    hidden: width between the projections. bias: all three projections have one.
     Sources: arXiv 2002.05202; clamp: gpt-oss, arXiv 2508.10925.
     """
 
@@ -371,7 +370,7 @@ class Gated(Config):
 class Relu2(Config):
     """A plain FFN with squared ReLU: y = relu(x W_up)² W_down.
 
-    hidden: width between.
+    hidden: width between the projections.
     Source: arXiv 2109.08668.
     """
 
@@ -410,9 +409,9 @@ class Hashed(Config):
 class Router(Config):
     """How a token finds its experts: score ∘ select ∘ weight.
 
-    score: of x W over the experts: softmax, sigmoid, or sqrt(softplus). select: which experts. renorm: the chosen scores are divided by
-    their sum (with softmax: the softmax over the k chosen logits). scale: then multiplied by this. bias: a bias of the logits.
-    z_loss: weight of mean(logsumexp(logits)²). Sources: arXiv 2412.19437 §2.1.2; z-loss arXiv 2202.08906.
+    score: of x W over the experts: softmax, sigmoid, or sqrt(softplus). select: which experts a token gets. renorm: the chosen
+    scores are divided by their sum (with softmax: the softmax over the k chosen logits). scale: the weights are then multiplied by this.
+    bias: a bias of the logits. z_loss: weight of mean(logsumexp(logits)²). Sources: arXiv 2412.19437 §2.1.2; z-loss arXiv 2202.08906.
     """
 
     score: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
@@ -455,9 +454,9 @@ Balance = Annotated[AuxLoss | BiasBalance, Field(discriminator="kind")]
 class MoE(Config):
     """Mixture of experts: y = shared(x) + Σ_{i chosen} g_i expert_i(x); dropless.
 
-    experts: their number. expert: the shape of one. shared: an FFN that every token takes (n shared experts = one of n times the width).
-    latent: routed experts work at this width, between one down- and one up-projection (None: at d_model). balance: terms, in order.
-    router: how a token finds its experts.
+    experts: number of routed experts. expert: the shape of one. shared: an FFN that every token takes (n shared experts = one of n times
+    the width). latent: routed experts work at this width, between one down- and one up-projection (None: at d_model).
+    balance: terms, in order. router: how a token finds its experts.
     Sources: fine-grained and shared: arXiv 2401.06066; LatentMoE: arXiv 2601.18089.
     """
 

@@ -54,6 +54,10 @@ def _gqa(config: ModelConfig) -> list[Attention]:
     return [m for m in _mixers(config) if isinstance(m, Attention)]
 
 
+def _ropes(config: ModelConfig) -> list[Rope]:
+    return [m.position for m in _mixers(config) if isinstance(m.position, Rope)]
+
+
 def _square(config: ModelConfig) -> str:
     m = _gqa(config)[0]
     return "" if m.heads * m.head_dim == config.d_model else f"heads × head_dim = {m.heads * m.head_dim}, not d_model = {config.d_model}"
@@ -73,7 +77,7 @@ def _all_experts(config: ModelConfig) -> str:
 def _pattern(config: ModelConfig, period: int) -> str:
     """period: of so many layers the last is global, fixed in llama.cpp."""
     wrong = any((m.window is None) != (i % period == period - 1) for i, m in enumerate(_gqa(config)))
-    return f"layers must be local except every {period}th" if wrong else ""
+    return f"of every {period} layers the last must be global, the others local" if wrong else ""
 
 
 def _gemma(config: ModelConfig, period: int, large: int) -> str:
@@ -102,6 +106,8 @@ def _gemma3(config: ModelConfig) -> str:
     local = [m.position for m in _gqa(config) if m.window is not None and isinstance(m.position, Rope)]
     if any(r.base != 10_000 or r.scaling for r in local):
         return "local layers must have rope.base = 10000 without scaling"
+    if any(isinstance(r.scaling, Yarn) for r in _ropes(config)):
+        return "YaRN, which would change its local layers too"
     return _gemma(config, 6, 62)
 
 
@@ -141,6 +147,7 @@ ARCHS: dict[str, Arch] = {
     "qwen3_moe": Arch("qwen3moe", _all_experts),
     "gemma2": Arch("gemma2", _gemma2, plus=1.0),
     "gemma3_text": Arch("gemma3", _gemma3, plus=1.0),
+    "minimax_m2": Arch("minimax-m2", _tied),
     "olmo2": Arch("olmo2", lambda config: _tied(config) or _square(config), loads=False),
     "gpt_oss": Arch("gpt-oss", _gpt_oss, ffn_norm="post_attention_norm", loads=False),
     "deepseek_v3": Arch("deepseek2", _deepseek, loads=False),
@@ -165,18 +172,15 @@ def arch_of(config: ModelConfig) -> tuple[Family, Arch]:
 
 def _rope_limits(config: ModelConfig, arch: Arch) -> str:
     temperature = "softmax" if arch.name == "deepseek2" else "rotation"
-    for rope in (m.position for m in _mixers(config)):
-        if not isinstance(rope, Rope):
-            return "no position"
+    for rope in _ropes(config):
         s = rope.scaling
-        if rope.fraction != 1:
+        if rope.fraction != 1 and arch.name != "minimax-m2":
             return f"rope.fraction = {rope.fraction:g}"
         if isinstance(s, Llama3) and arch.name != "llama":
             return "rope scaling 'llama3'"
         if isinstance(s, Yarn):
             fixed = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True, "temperature": temperature}
-            if temperature == "rotation":
-                fixed["mscale"] = 1.0
+            fixed |= {"mscale": 1.0} if temperature == "rotation" else {}
             if wrong := [k for k, v in fixed.items() if getattr(s, k) != v]:
                 return f"yarn.{wrong[0]} = {getattr(s, wrong[0])!r}, not {fixed[wrong[0]]!r}"
     return ""
@@ -314,7 +318,7 @@ def _describe(w: gguf.GGUFWriter, config: ModelConfig, stored: Stored) -> None:
         w.add_head_count_kv(m.kv_heads)
         w.add_key_length(m.head_dim)
         w.add_value_length(m.value_width)
-        w.add_rope_dimension_count(m.head_dim)
+        w.add_rope_dimension_count(rope.width(m.head_dim))
     w.add_rope_freq_base(rope.base)
     w.add_layer_norm_rms_eps(config.final_norm.eps)
     dense = next((layer.ffn.hidden for layer in config.layers() if isinstance(layer.ffn, Gated)), None)
@@ -343,13 +347,14 @@ def _describe_experts(w: gguf.GGUFWriter, config: ModelConfig, moe: MoE) -> None
     w.add_expert_feed_forward_length(moe.expert.hidden)
     w.add_expert_count(moe.experts)
     w.add_expert_used_count(r.select.k)
+    if r.score == "sigmoid":
+        w.add_expert_gating_func(_package().ExpertGatingFuncType.SIGMOID)
     if moe.shared is None:
         return
     w.add_leading_dense_block_count(sum(not isinstance(layer.ffn, MoE) for layer in config.layers()))
     w.add_expert_shared_count(moe.shared.hidden // moe.expert.hidden)
     w.add_expert_weights_scale(r.scale)
     w.add_expert_weights_norm(r.renorm)
-    w.add_expert_gating_func(_package().ExpertGatingFuncType.SIGMOID)
     if isinstance(r.select, TopK) and r.select.groups > 1:
         w.add_expert_group_count(r.select.groups)
         w.add_expert_group_used_count(r.select.keep)

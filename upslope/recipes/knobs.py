@@ -64,7 +64,7 @@ def meaning(cls: type[Config], field: str) -> str:
 def source(cls: type[Config]) -> str:
     """The source that a class's docstring names."""
     for doc in _docs(cls):
-        if found := re.search(r"Sources?: (.+?)(?= [a-z_]+: |$)", doc):
+        if found := re.search(r"Sources?: (.+?)(?=\. [a-z_]+(?:, [a-z_]+)*: |$)", doc):
             return found[1].strip().rstrip(".")
     return ""
 

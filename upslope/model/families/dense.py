@@ -145,6 +145,12 @@ def _whole(x: float) -> float | int:
     return round(x) if abs(x - round(x)) < 1e-6 * x else x
 
 
+def _scale(q: float) -> float:
+    if q != int(q):
+        raise UsageError(f"config.json: query_pre_attn_scalar = {q}: mixer.scale is no 1 / sqrt(whole number)")
+    return float(q) ** -0.5
+
+
 def _cap(c: float) -> float | None:
     return float(c) if c else None
 
@@ -157,7 +163,7 @@ _GEMMA_NORMS = rules(
 _GEMMA_KEYS = HEADS | {
     "head_dim": Key(("*.mixer.head_dim",)),
     "sliding_window": Key(("local.mixer.window",), default=4096),
-    "query_pre_attn_scalar": Key(("*.mixer.scale",), of=lambda q: float(q) ** -0.5, to=lambda s: s and _whole(s**-2)),
+    "query_pre_attn_scalar": Key(("*.mixer.scale",), of=_scale, to=lambda s: s and _whole(s**-2)),
     "final_logit_softcapping": Key(("logit_softcap",), default=0, of=_cap),
     "attn_logit_softcapping": Key(("*.mixer.softcap",), default=0, of=_cap),
 }
@@ -184,7 +190,11 @@ GEMMA3 = GEMMA2._replace(
     kind="gemma3_text",
     architecture="Gemma3ForCausalLM",
     axes=(listed("layer_types", local_global(**_GEMMA3_GQA), every(6, "sliding_window_pattern")), same(_GEMMA)),
-    keys=common("*.mixer.qk_norm.eps") | _GEMMA_KEYS,
+    keys=common("*.mixer.qk_norm.eps")
+    | _GEMMA_KEYS
+    | {
+        "attn_logit_softcapping": _GEMMA_KEYS["attn_logit_softcapping"]._replace(only=(0,))
+    },  # the released code keeps it, and uses it nowhere
     rules=(*GEMMA2.rules, *QK_NORM),
     pieces=(
         ropes(

@@ -28,6 +28,7 @@ class Key(NamedTuple):
 
     A path is "d_model" or "BLOCKS.mixer.heads", BLOCKS being "*" or our names of axis choices joined by "|". of, to: value ↔ ours.
     also: other names by which the entry is read. absent: where config.json has no such entry, if that is not `default`.
+    only: the values that the released code computes (empty: any).
     """
 
     paths: tuple[str, ...]
@@ -36,6 +37,7 @@ class Key(NamedTuple):
     to: Callable[[Any], Any] = lambda v: v
     also: tuple[str, ...] = ()
     absent: Any = None
+    only: tuple[Any, ...] = ()
 
 
 class Axis(NamedTuple):
@@ -144,6 +146,8 @@ class Family(NamedTuple):
                 if bound.default is None and any(_holders(tree, path) for path in bound.paths):
                     raise UsageError(f"config.json: {key!r} is missing")
                 value = bound.default
+            if bound.only and value not in bound.only:
+                raise UsageError(f"config.json: {key} = {value!r} is not supported\nsupported: {', '.join(map(repr, bound.only))}")
             for path in bound.paths if value is not None else ():
                 _put(tree, path, bound.of(value))
         for piece in self.last:
@@ -299,11 +303,11 @@ def _difference(a: Any, b: Any, path: str = "") -> str | None:
 
 # fmt: off
 HARMLESS = frozenset((
-    "architectures", "attention_dropout", "auto_map", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "dtype", "eod_token_id",
-    "eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "max_window_layers", "model_type", "name_or_path",
-    "num_nextn_predict_layers", "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
-    "partial_rotary_factor", "pretraining_tp", "problem_type", "return_dict", "rope_parameters", "rope_scaling", "rope_theta",
-    "router_aux_loss_coef", "router_jitter_noise", "sep_token_id", "torch_dtype", "transformers_version", "use_cache",
+    "architectures", "attention_dropout", "auto_map", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "dtype",
+    "eod_token_id", "eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "max_window_layers",
+    "model_type", "name_or_path", "num_nextn_predict_layers", "output_attentions", "output_hidden_states", "output_router_logits",
+    "pad_token_id", "partial_rotary_factor", "pretraining_tp", "problem_type", "return_dict", "rope_parameters", "rope_scaling",
+    "rope_theta", "router_aux_loss_coef", "router_jitter_noise", "sep_token_id", "torch_dtype", "transformers_version", "use_cache",
 ))
 # fmt: on
 NOT_COMPUTED: Mapping[str, tuple[Any, ...]] = {

@@ -138,7 +138,7 @@ DEEPSEEK_V4 = Family(
         "num_experts_per_tok": Key(("*.ffn.router.select.k",)),
         "moe_intermediate_size": Key(("*.ffn.expert.hidden", "*.ffn.shared.hidden")),
         "swiglu_limit": Key(("*.ffn.expert.limit", "*.ffn.shared.limit"), of=float),
-        "scoring_func": Key(("*.ffn.router.score",)),
+        "scoring_func": Key(("*.ffn.router.score",), only=("sqrtsoftplus", "sigmoid")),
         "routed_scaling_factor": Key(("*.ffn.router.scale",), of=float),
     },
     (

@@ -46,7 +46,7 @@ def price(lab: Lab, length: int = 4096) -> str:
         f"{lab.title}: {count(total)} parameters, {count(active)} of them active, {weight_bytes(lab.model, 'bf16') / 1e9:,.0f} GB in bf16"
     )
     trillions = lab.training.trillions or 1.0
-    seen = f"{trillions:g}T tokens" + ("" if lab.training.trillions else " (how many the lab took is not public here: per 1T)")
+    seen = f"{trillions:g}T tokens" + ("" if lab.training.trillions else " (the preset states no total: per 1T)")
     work = 3 * flops(lab.model, length) * trillions * 1e12
     hours = work / (PEAK * SHARE) / 3600
     return (
