@@ -139,7 +139,10 @@ def numbers(name: str, item: float) -> tuple[Any, ...]:
     if name == "head_dim":
         return item - 1, item + 1, item + 4
     if isinstance(item, int):
-        return tuple(v for v in (item - 1, item + 1, 2 * item) if v > 0)
+        doubled = (
+            (2 * item,) if name in ("heads", "experts", "rope_dim", "dim") else ()
+        )  # a neighbour is no multiple of what must divide it
+        return tuple(v for v in (item - 1, item + 1, *doubled) if v > 0)
     return item * 1.5, item * 0.6
 
 
@@ -186,8 +189,7 @@ def _changed(config: ModelConfig, block: str, path: tuple[str, ...], value: Any,
 
     together: in all blocks first.
     """
-    tree = dump(config)
-    everywhere = tree
+    tree = everywhere = dump(config)
     for name in config.blocks:
         if _has(tree["blocks"][name], path):
             everywhere = _with(everywhere, ("blocks", name, *path), value)

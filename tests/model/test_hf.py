@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.model import cases_dense, cases_linear, cases_v4
+from tests.model.parity import build
 from tests.model.support import SMALL, loud, segments, tokenizer, tokens
 from upslope.config import UsageError
 from upslope.model.config import ModelConfig, Tied, dense
@@ -21,6 +23,7 @@ from upslope.model.transformer import Transformer
 from upslope.model.weights import export_hf, import_hf
 
 transformers = pytest.importorskip("transformers")
+PARITY = (*cases_dense.CASES, *cases_linear.CASES, *cases_v4.CASES)
 LLAMA = dense(24, 2, 4, 2, 8, 40, context=64, base=50.0, vocab=64, eps=1e-3, qk_norm=False)
 CASES = {"qwen3": SMALL, "llama": LLAMA, "tied": SMALL.replace(head=Tied())}
 
@@ -150,6 +153,11 @@ def test_a_changed_forward_shows_in_the_logits(tmp_path: Path, monkeypatch: pyte
         ({"attention_bias": True}, "attention_bias = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window = True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "'sliding_attention' are not supported"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 50.0}}, "rope scaling 'linear' without 'factor'"),
+        ({"rope_parameters": "fast"}, "wrong kind"),
+        ({"rms_norm_eps": "small"}, "wrong kind"),
+        ({"num_hidden_layers": None}, "'num_hidden_layers' is missing"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"logit_scale": 2.0}, "'logit_scale' = 2.0 is unknown"),
         ({"model_type": "gpt2"}, "mapped: qwen3, llama, qwen2"),
@@ -163,6 +171,42 @@ def test_a_folder_that_does_not_fit_is_refused(change: dict[str, Any], said: str
     with pytest.raises(UsageError, match=said) as error:
         import_hf(tmp_path)
     assert len(str(error.value).splitlines()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("olmo3", {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}, "full_attention, sliding_attention"),
+        ("gemma3_text", {"attn_logit_softcapping": 9.0}, "attn_logit_softcapping = 9.0"),
+        ("gemma3_text", {"query_pre_attn_scalar": 9.5}, "whole number"),
+        ("llama", {"hidden_size": 33}, "no multiple of num_attention_heads"),
+        ("deepseek_v4", {"scoring_func": "softmax"}, "'sqrtsoftplus', 'sigmoid'"),
+        ("nemotron_h", {"tie_word_embeddings": True}, "tie_word_embeddings = True"),
+    ],
+)
+def test_what_the_released_code_does_not_compute_is_refused(kind: str, change: dict[str, Any], said: str) -> None:
+    case = next(c for c in PARITY if c.kind == kind)
+    entries = json.loads((build(case).folder / "config.json").read_text())
+    FAMILIES[kind].read(entries)
+    with pytest.raises(UsageError, match=said):
+        FAMILIES[kind].read(entries | change)
+
+
+def test_a_folder_of_ours_without_its_description_is_refused(tmp_path: Path) -> None:
+    export_hf(loud(SMALL.replace(final_norm=SMALL.final_norm.replace(eps=1e-5))), None, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for broken in ({**config, "upslope": "gone"}, {k: v for k, v in config.items() if k != "upslope"}):
+        (tmp_path / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(UsageError, match="no description"):
+            import_hf(tmp_path)
+
+
+def test_weights_are_not_written_beside_others(tmp_path: Path) -> None:
+    export_hf(loud(SMALL), None, tmp_path)
+    export_hf(loud(SMALL, seed=1), None, tmp_path)  # in their place
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    with pytest.raises(UsageError, match="holds other weights"):
+        export_hf(loud(SMALL), None, tmp_path)
 
 
 def test_pickles_are_refused_with_a_way_out(tmp_path: Path) -> None:

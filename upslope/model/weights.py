@@ -167,6 +167,8 @@ def export_hf(model: Transformer, tokenizer: Tokenizer | None, folder: Path) -> 
 def _save(model: Transformer, tokenizer: Tokenizer | None, folder: Path, family: Family | None, data: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
+    if other := sorted(p.name for p in folder.glob("*.safetensors*") if p.name != "model.safetensors"):
+        raise UsageError(f"{folder.name!r} holds other weights ({other[0]}), which would be read along\nway out: a folder of their own")
     out = {n: t.float() if t.is_floating_point() else t for n, t in theirs_of(model, family)}
     out = {n: t.cpu().contiguous().clone() if t.storage_offset() or not t.is_contiguous() else t.cpu() for n, t in out.items()}
     for name, tensor in out.items():
@@ -201,8 +203,10 @@ def import_hf(folder: Path) -> Transformer:
         raise UsageError(f"config.json: model_type = {shown!r} is not mapped here\nmapped: {', '.join(FAMILIES)}")
     given = read_tensors(folder)
     if kind == NATIVE:
+        if not isinstance(data.get(NATIVE), dict):
+            raise UsageError(f"config.json: {NATIVE!r} is no description of a model\nway out: copy the folder again")
         given = {name.removeprefix("model."): t for name, t in given.items()}  # as transformers saves a bundle
-        return copy_into(Transformer(validated(ModelConfig, data.get(NATIVE) or {}, "config.json")), given, None).eval()
+        return copy_into(Transformer(validated(ModelConfig, data[NATIVE], "config.json")), given, None).eval()
     family = FAMILIES[kind]
     return copy_into(Transformer(_with_mtp(family, data, given)), given, family).eval()
 

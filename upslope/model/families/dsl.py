@@ -134,7 +134,17 @@ class Family(NamedTuple):
     beyond: Callable[[Data], Data] | None = None
 
     def read(self, data: Data) -> ModelConfig:
-        """config.json → config. UsageError for what is missing, unknown, or not computed here."""
+        """config.json → config. UsageError for what is missing, unknown, not computed here, or of the wrong kind."""
+        try:
+            return self._read(data)
+        except UsageError:
+            raise
+        except KeyError as e:
+            raise UsageError(f"config.json: {e.args[0]!r} is missing") from e
+        except (AttributeError, TypeError, ValueError, ZeroDivisionError) as e:
+            raise UsageError(f"config.json: an entry is of the wrong kind ({e})") from e
+
+    def _read(self, data: Data) -> ModelConfig:
         tree, names = self._tree(data)
         _refuse_unknown(self, data)
         for piece in self.pieces:
@@ -355,7 +365,7 @@ def tie(absent: bool) -> Piece:
 
     def read(d: Data, tree: Tree) -> None:
         tree["head"] = {"kind": "tied" if d.get("tie_word_embeddings", absent) else "untied"}
-        tree["init"] = {"kind": "normal", "std": float(d.get("initializer_range", 0.02)) or 0.02}
+        tree["init"] = {"kind": "normal", "std": float(d.get("initializer_range") or 0.02)}
 
     @writes("tie_word_embeddings")
     def write(tree: Tree) -> Tree:
