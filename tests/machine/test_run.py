@@ -269,3 +269,16 @@ def test_a_full_disk_is_said_plainly_and_nothing_is_lost(tmp_path: Path) -> None
     assert "disk is full" in outcome.errors["b"]
     assert "Traceback" not in outcome.errors["b"]
     assert run(Recipe(name="toy", stages={"a": Number(value=2)}), store, inline=True).reused == ["a"]
+
+
+def test_a_job_that_another_run_has_sealed_and_cleared_is_done(tmp_path: Path) -> None:
+    from upslope.machine.worker import work
+
+    store = Store(tmp_path)
+    outcome = run(toy(), store, inline=True)
+    assert outcome.code == OK
+    sealed = next(s for s in record(store, outcome.name).stages if s.manifest)
+    assert not (store.root / "jobs" / f"{sealed.fp}.json").exists()
+    assert work(store.root, sealed.fp) == 0
+    with pytest.raises(FileNotFoundError):
+        work(store.root, "f" * 32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.model.parity import BASE, Case
 
 _LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0}
@@ -10,7 +12,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 40.0, "factor": 4.0, "original_max_po
 PLAIN = {"rope_type": "default", "rope_theta": 40.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 60.0, "factor": 3.0}
 
-OLDER = {
+OLDER: dict[str, dict[str, Any]] = {
     "llama 3.2": {
         "model_type": "llama",
         "pretraining_tp": 1,

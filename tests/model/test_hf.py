@@ -12,18 +12,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.model import cases_dense, cases_linear, cases_v4
+from tests.model import cases_dense, cases_linear, cases_mla, cases_moe, cases_v4
 from tests.model.parity import build
 from tests.model.support import SMALL, loud, segments, tokenizer, tokens
 from upslope.config import UsageError
-from upslope.model.config import ModelConfig, Tied, dense
+from upslope.model.config import MTP, ModelConfig, Tied, dense
 from upslope.model.families import FAMILIES, bindings, family_of
 from upslope.model.families.dsl import comparable
 from upslope.model.transformer import Transformer
 from upslope.model.weights import export_hf, import_hf
 
 transformers = pytest.importorskip("transformers")
-PARITY = (*cases_dense.CASES, *cases_linear.CASES, *cases_v4.CASES)
+PARITY = (*cases_dense.CASES, *cases_moe.CASES, *cases_mla.CASES, *cases_linear.CASES, *cases_v4.CASES)
 LLAMA = dense(24, 2, 4, 2, 8, 40, context=64, base=50.0, vocab=64, eps=1e-3, qk_norm=False)
 CASES = {"qwen3": SMALL, "llama": LLAMA, "tied": SMALL.replace(head=Tied())}
 
@@ -190,6 +190,22 @@ def test_what_the_released_code_does_not_compute_is_refused(kind: str, change: d
     FAMILIES[kind].read(entries)
     with pytest.raises(UsageError, match=said):
         FAMILIES[kind].read(entries | change)
+
+
+@pytest.mark.parametrize(("kind", "block"), [("deepseek_v3", "moe"), ("deepseek_v3", "dense"), ("qwen3_moe", "dense"), ("qwen3", "block")])
+def test_predictors_come_back_or_the_family_says_why(kind: str, block: str, tmp_path: Path) -> None:
+    """The hub's MTP modules are of the last layer's kind; of others, a folder would be written that is not read."""
+    config = build(next(c for c in PARITY if c.kind == kind)).ours.config
+    model = loud(config.replace(mtp=MTP(depth=2, block=block)))
+    last = config.pattern[-1][0] == block
+    why = FAMILIES[kind].write(model.config)
+    assert last or (isinstance(why, str) and why.startswith(f"mtp.block = {block!r}: "))
+    export_hf(model, None, tmp_path)
+    again = import_hf(tmp_path)
+    assert again.config.mtp == model.config.mtp
+    assert (json.loads((tmp_path / "config.json").read_text())["model_type"] == kind) == last
+    assert again.tensors().keys() == model.tensors().keys()
+    assert all(torch.equal(t, again.tensors()[n]) for n, t in model.tensors().items())
 
 
 def test_a_folder_of_ours_without_its_description_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from tests.model.parity import (
     sequences,
     their_logits,
 )
+from tests.model.support import loud
 from upslope.config import UsageError
 from upslope.model.families import FAMILIES
 from upslope.model.families.dsl import comparable
@@ -112,7 +113,9 @@ def test_a_family_takes_only_what_it_computes(case: Case, tmp_path: Path) -> Non
         try:
             ours = rebuilt(case, mutant.config)
         except UsageError:
-            continue  # other shapes
+            if mutant.path != "head":
+                continue  # other tensors
+            ours = loud(mutant.config)
         off = float((their_logits(reloaded(ours, tmp_path / str(i))) - our_logits(ours)).abs().max())
         assert off <= 10 * LOGITS, (mutant.path, mutant.value)
         done += 1

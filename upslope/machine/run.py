@@ -156,8 +156,9 @@ def run(
                 write_job(store, node, whole.nodes, workers)
                 watch.started(node, resumed)
                 log.emit("stage", name=node.name, fp=node.fp, what="resume" if resumed else "build")
-                item = running[node.name] = _Running(node, store.folder(node.kind, node.fp) / "events")
+                item = _Running(node, store.folder(node.kind, node.fp) / "events")
                 item.job = launcher.start(node.fp)
+                running[node.name] = item
             for item in list(running.values()):
                 code = item.job.poll()
                 for row in item.rows():

@@ -61,7 +61,13 @@ class Executing:
 def work(store_root: Path | str, fp: str, wait: bool = True) -> int:
     """Runs the job of one fingerprint to its end; returns an exit code and never raises."""
     store = Store(store_root)
-    job = read_json(store.root / "jobs" / f"{fp}.json")
+    try:
+        job = read_json(store.root / "jobs" / f"{fp}.json")
+    except FileNotFoundError:  # another run sealed the same artifact, and took its job away, since ours was written
+        folder = store.locate(fp)
+        if folder is None or store.manifest(folder) is None:
+            raise
+        return OK
     folder = store.folder(job["kind"], fp)
     waited = False
     while True:

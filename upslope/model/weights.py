@@ -217,6 +217,5 @@ def _with_mtp(family: Family, data: Mapping[str, Any], given: Mapping[str, Tenso
     depth = sum(f"model.layers.{config.depth + k}.eh_proj.weight" in given for k in range(8))
     if not depth:
         return config
-    longer = family.read(family.beyond(data)) if family.beyond is not None else config
-    block = longer.pattern[-1][0]
-    return config.replace(blocks={**config.blocks, block: longer.blocks[block]}, mtp=MTP(depth=depth, block=block))
+    name, block = family.predicts(data, config)
+    return config.replace(blocks={**config.blocks, name: block}, mtp=MTP(depth=depth, block=name))

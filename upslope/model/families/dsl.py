@@ -221,10 +221,20 @@ class Family(NamedTuple):
             except UsageError as e:
                 return str(e)
         try:
-            back = comparable(self.read(out))
+            back = self.read(out)
+            if config.mtp is not None:
+                wanted, (_, found_block) = config.blocks[config.mtp.block], self.predicts(out, back)
+                if (why := _difference(_comparable_block(dump(wanted)), _comparable_block(dump(found_block)))) is not None:
+                    return f"mtp.block = {config.mtp.block!r}: {why}"
         except UsageError as e:
             return str(e).replace("config.json: ", "")
-        return _difference(comparable(config), back) or out
+        return _difference(comparable(config), comparable(back)) or out
+
+    def predicts(self, data: Data, config: ModelConfig) -> tuple[str, Layer]:
+        """The kind of block that MTP modules have beside a config.json that is read as `config`: its name, and what it is."""
+        longer = config if self.beyond is None else self.read(self.beyond(data))
+        name = longer.pattern[-1][0]
+        return name, longer.blocks[name]
 
 
 def _copy(tree: Any) -> Any:
