@@ -17,8 +17,8 @@ from upslope.recipes.labs import PRESETS, get
 from upslope.recipes.scale import scale
 from upslope.train.init import Scratch
 
-QUICK = ("deepseek_v4_flash", "glm_52", "nemotron3_nano")
-"""Between them: compressed attention, hyper-connections, hash routing, a shared indexer, MTP, lightning attention, Mamba-2, mixtures."""
+QUICK = ("glm_52", "nemotron3_nano")
+"""Between them: latent attention, an indexer shared by layers, MTP, Mamba-2, mixtures of both kinds of expert."""
 LEARNT = {"keepers": "nothing to keep", "pairs": "no pair", "reward_model": "no pair", "preference": "no pair"}
 """Stages that need right answers, which a model of this budget need not give: they may end with that reason."""
 
