@@ -95,7 +95,7 @@ class Mixture(nn.Module):
             gate, up = F.linear(part, gate_up).chunk(2, -1)
             parts.append(F.linear(F.silu(gate) * up, down))
         out = torch.cat(parts) * weights.flatten()[order, None]
-        return torch.zeros_like(flat).index_add(0, order // self.k, out).view_as(x)
+        return torch.zeros_like(flat).index_add(0, order // self.k, out.to(flat.dtype)).view_as(x)
 
 
 class Block(nn.Module):
