@@ -26,6 +26,16 @@ def test_routers_stay_in_float32_where_matrices_run_in_bf16() -> None:
     assert inside["blocks.1.ffn.router.weight"].dtype == torch.float32
     assert torch.equal(inside["blocks.1.ffn.router.weight"], model.blocks[1].ffn.router.weight)  # type: ignore[union-attr]
     assert inside["blocks.1.mixer.q_b.weight"].dtype == torch.bfloat16
+    assert inside["blocks.1.ffn.experts.up"].dtype == torch.bfloat16  # cast once a version, not once a step
+
+
+def test_bf16_engine_scores_as_the_model_under_autocast() -> None:
+    model, ids = mixture(), tokens(20)
+    got = LocalEngine(model, numerics="bf16", eos=()).score([ids.tolist()])[0].logprobs
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model.logits(model(ids)).float()
+    wanted = torch.log_softmax(logits, -1)[:-1].gather(1, ids[1:, None].long())[:, 0]
+    assert torch.allclose(torch.from_numpy(got[1:]), wanted, atol=1e-5)
 
 
 def test_new_weights_bring_selection_biases() -> None:

@@ -21,6 +21,7 @@ from upslope.generate.engine import Completion, EngineInfo, Request, Scores, Sto
 from upslope.generate.sampler import Knobs, draw, uniforms
 from upslope.model.cache import Cache
 from upslope.model.linear import Linear, WideLinear
+from upslope.model.moe import Experts
 from upslope.model.transformer import Transformer
 from upslope.model.weights import Weights, copy_into, end_ids, family_for, tensors
 
@@ -142,6 +143,9 @@ class LocalEngine:
             for module in self._model.modules():
                 if isinstance(module, Linear) and not isinstance(module, WideLinear):
                     module.weight.data = module.weight.data.bfloat16()
+                elif isinstance(module, Experts):
+                    for stack in (p for p in module.parameters() if p.ndim == 3):
+                        stack.data = stack.data.bfloat16()
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._numerics == "bf16":
