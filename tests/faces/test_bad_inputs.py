@@ -128,6 +128,13 @@ CASES: dict[str, tuple[int, Callable[[Path], list[str]]]] = {
     "import of a broken file": (2, with_file("rows.jsonl", '{"text": "ok"}\n{"text": \n', "import", "rows.jsonl", "--as", "x")),
     "data check of nothing": (2, say("data", "check", "nowhere.jsonl")),
     "unknown preset": (2, say("presets", "tinny")),
+    "lab's preset without a size": (2, say("run", "deepseek_v3")),
+    "lab's preset that is misspelt": (2, say("plan", "deepsek-v3", "--size", "tiny")),
+    "size that is none": (2, say("plan", "kimi-k2", "--size", "huge")),
+    "size too small for the model": (2, say("plan", "minimax_m1", "--size", "1k")),
+    "size for a recipe that takes none": (2, say("plan", "tiny", "--size", "10M")),
+    "heads that do not divide": (2, say("plan", "tiny", "--set", "pretrain.init.model.blocks.dense.mixer.kv_heads=2")),
+    "unknown knob": (2, say("explain", "windw")),
     "gc of an unknown run": (2, say("gc", "--forget", "tiny-9")),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from upslope.machine.rng import rng
 from upslope.model.config import ModelConfig
 from upslope.model.families import FAMILIES, bindings
 from upslope.model.transformer import Transformer
-from upslope.model.weights import copy_into, export_hf, family_for, import_hf, read_tensors, theirs_of
+from upslope.model.weights import copy_into, export_hf, import_hf, read_tensors, theirs_of
 
 LENGTHS = (23, 14)
 VOCAB = 80
@@ -208,9 +208,3 @@ def from_older(entries: dict[str, Any], folder: Path) -> Pair:
     theirs.save_pretrained(folder)
     write_json(folder / "config.json", entries)
     return Pair(theirs, folder, import_hf(folder))
-
-
-def family_name(config: ModelConfig) -> str:
-    """model_type of the family that expresses a config, or ''."""
-    found = family_for(config)
-    return found.kind if found else ""

@@ -53,8 +53,7 @@ class Transformer(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the model is made of, by name: parameters, and buffers that are saved (selection biases, hash tables)."""
-        kept = self.state_dict(keep_vars=True)
-        return {name: kept[name] for name in kept}
+        return dict(self.state_dict(keep_vars=True))
 
     def backends(self, grad: bool = True, max_logit: bool = False) -> dict[str, str]:
         """Per kind of block with softmax attention: the backend that new tokens run on and, in brackets, why no faster one; for the log.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,7 @@ class Live(NamedTuple):
 Weights = Folder | Live
 
 
+@lru_cache(64)  # an engine asks at every change of weights
 def family_for(config: ModelConfig) -> Family | None:
     """The published family that names this config's tensors; None = our own names."""
     found = family_of(config)
@@ -53,11 +55,7 @@ def family_for(config: ModelConfig) -> Family | None:
 
 def live(model: Transformer) -> Live:
     """A handle on a model's current weights."""
-
-    def named() -> Iterator[tuple[str, Tensor]]:
-        yield from theirs_of(model, family_for(model.config))
-
-    return Live(named)
+    return Live(lambda: theirs_of(model, family_for(model.config)))
 
 
 def theirs_of(model: Transformer, family: Family | None) -> Iterator[tuple[str, Tensor]]:
@@ -107,7 +105,7 @@ def copy_into(model: Transformer, given: Mapping[str, Tensor], family: Family | 
     ours = model.tensors()
     bound = bindings(family, model.config, ours)
     wanted = {name: shape for b in bound for name, shape in _shapes(b, ours)}
-    ignored = [re.compile(pattern) for pattern in (*family.derived, *_COPIES) if family is not None] if family is not None else []
+    ignored = [re.compile(pattern) for pattern in (*family.derived, *_COPIES)] if family is not None else []
     rest = {name: t for name, t in given.items() if name in wanted or not any(p.search(name) for p in ignored)}
     if model.head is None and family is not None and "lm_head.weight" in rest:  # some writers store a tied head twice
         head = rest.pop("lm_head.weight")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from upslope.model.config import ModelConfig
 from upslope.model.families import dense, linear, mla, moe, v4
@@ -25,9 +22,4 @@ def family_of(config: ModelConfig) -> tuple[Family, dict[str, Any]] | str:
     return "\n".join(reasons)
 
 
-def names(family: Family | None, config: ModelConfig, ours: Mapping[str, Tensor]) -> list[Binding]:
-    """How our tensors map to the family's (None: our own names)."""
-    return bindings(family, config, ours)
-
-
-__all__ = ["FAMILIES", "Binding", "Family", "bindings", "family_of", "names"]
+__all__ = ["FAMILIES", "Binding", "Family", "bindings", "family_of"]
