@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upslope.cli.tables import size, table
+from upslope.cli.tables import emit, size, table
 from upslope.config import FrozenDict, UsageError, dump
 
 if TYPE_CHECKING:
@@ -63,12 +63,6 @@ def _draft(recipe: str, sets: list[str] | None, place: Path, seed: int | None = 
         params["model"] = str(find_model(model, _store(place)).folder)
     assigned = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
     return load(recipe, assigned, **{k: v for k, v in params.items() if v is not None})
-
-
-def _emit(value: Any) -> None:
-    from upslope.machine.privacy import redact
-
-    print(json.dumps(redact(value), indent=1, ensure_ascii=False, default=str))
 
 
 def _graph(draft: Draft, store: Store) -> Graph:
@@ -197,7 +191,7 @@ def run(
     if outcome.built:
         report = _report(place, outcome.name)
     if json_:
-        _emit(
+        emit(
             {
                 "run": outcome.name,
                 "code": outcome.code,
@@ -264,7 +258,7 @@ def plan(
     graph = _graph(draft, place)
     steps = machine.plan(graph, place)
     if json_:
-        _emit(
+        emit(
             {
                 "recipe": draft.recipe.name,
                 "seed": draft.recipe.seed,
@@ -338,7 +332,7 @@ def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
         )
         rows.append((name, state, f"{states.count('sealed')}/{len(states)}", f"{took:.0f} s", size(held), record.started))
     if json_:
-        _emit([dict(zip(("run", "state", "stages", "seconds", "bytes", "created"), r)) for r in rows])
+        emit([dict(zip(("run", "state", "stages", "seconds", "bytes", "created"), r)) for r in rows])
     else:
         print(table(rows, ("run", "state", "stages", "time", "disk", "created"), right=(2, 3, 4)) if rows else "no runs yet: `upslope run`")
 
@@ -373,7 +367,7 @@ def show(
         body = asdict(seen)
         for stage_body in body["stages"]:
             del stage_body["events"], stage_body["data"]
-        _emit({k: v for k, v in body.items() if k != "events"})
+        emit({k: v for k, v in body.items() if k != "events"})
     else:
         print(summary(seen))
     if open_:
@@ -398,7 +392,7 @@ def why(
     from upslope.cli.look import why_anything
 
     text, body = why_anything(what, recipe, set_ or [], _store(store))
-    _emit(body) if json_ else print(text)
+    emit(body) if json_ else print(text)
 
 
 @app.command()
@@ -413,7 +407,7 @@ def compare(
     from upslope.cli.look import compare_anything
 
     text, body = compare_anything(left, right, _store(store), csv)
-    _emit(body) if json_ else print(text)
+    emit(body) if json_ else print(text)
 
 
 def guess_form(path: Path) -> str:
@@ -446,7 +440,7 @@ def import_(
         recipe, _store(store), watch=Lines(sys.stderr if json_ else sys.stdout), command=f"upslope import {Path(source).name} --as {as_}"
     )
     if json_:
-        _emit({"run": outcome.name, "code": outcome.code, "errors": outcome.errors})
+        emit({"run": outcome.name, "code": outcome.code, "errors": outcome.errors})
     elif outcome.code == 0:
         print(f"imported as {outcome.name}")
     raise typer.Exit(outcome.code)
@@ -466,7 +460,7 @@ def export(
     from upslope.cli.models import export_model
 
     body = export_model(what, folder, form, dtype, verify, _store(store))
-    _emit(body) if json_ else print(body["line"])
+    emit(body) if json_ else print(body["line"])
 
 
 @app.command()
@@ -484,7 +478,7 @@ def chat(
 
     if prompt is not None:
         reply = answer_once(model, prompt, system, think, temperature, _store(store))
-        _emit(reply) if json_ else print(reply["answer"])
+        emit(reply) if json_ else print(reply["answer"])
     else:
         talk(model, system, think, temperature, _store(store))
 
@@ -523,12 +517,12 @@ def gc(
     place = _store(store)
     if damaged:
         moved = collector.set_damaged_aside(place)
-        _emit({"damaged": moved}) if json_ else print("\n".join(f"moved aside: {m}" for m in moved) or "no damaged artifacts")
+        emit({"damaged": moved}) if json_ else print("\n".join(f"moved aside: {m}" for m in moved) or "no damaged artifacts")
         return
     items = collector.garbage(place, forget=tuple(forget or ()), young=young)
     freed = collector.collect(items) if apply else sum(i.bytes for i in items)
     if json_:
-        _emit(
+        emit(
             {
                 "applied": apply,
                 "bytes": freed,
@@ -547,7 +541,7 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
     from upslope.cli.look import diagnose
 
     rows = diagnose(_store(store))
-    _emit([{"what": w, "found": f, "remedy": r} for w, f, r in rows]) if json_ else print(table(rows))
+    emit([{"what": w, "found": f, "remedy": r} for w, f, r in rows]) if json_ else print(table(rows))
 
 
 @app.command(hidden=True)
@@ -566,7 +560,7 @@ def data_check(file: Path, json_: JsonOption = False) -> None:
     from upslope.data.check import check
 
     shape = check(file)
-    _emit(asdict(shape)) if json_ else print(shape.render())
+    emit(asdict(shape)) if json_ else print(shape.render())
 
 
 @data_app.command("funnel")
@@ -577,4 +571,4 @@ def data_funnel(
     from upslope.cli.look import funnel
 
     text, body = funnel(run_, _store(store))
-    _emit(body) if json_ else print(text)
+    emit(body) if json_ else print(text)

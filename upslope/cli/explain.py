@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from upslope.cli.tables import emit
 from upslope.recipes.knobs import kind_of, lookup, uses
 
 SHOWN = 6  # homes of one name
@@ -25,7 +24,7 @@ def show(name: str, as_json: bool) -> None:
             }
             for k in found
         ]
-        print(json.dumps(body, indent=1, ensure_ascii=False))
+        emit(body)
         return
     for knob in found[:SHOWN]:
         print(f"{knob.path}  ({knob.type}{', default ' + knob.default if knob.default else ', must be given'})")

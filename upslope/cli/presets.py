@@ -6,9 +6,8 @@ import inspect
 import json
 from typing import Any
 
-from upslope.cli.tables import table
+from upslope.cli.tables import emit, table
 from upslope.config import Config, dump
-from upslope.machine.privacy import redact
 
 
 def show(name: str | None, as_json: bool) -> None:
@@ -26,10 +25,6 @@ def show(name: str | None, as_json: bool) -> None:
         from upslope.recipes.load import load
 
         load(name)  # refuses, with the nearest names
-
-
-def _emit(value: Any) -> None:
-    print(json.dumps(redact(value), indent=1, ensure_ascii=False, default=str))
 
 
 def _list(as_json: bool) -> None:
@@ -57,7 +52,7 @@ def _list(as_json: bool) -> None:
             }
             for n, lab in labs.items()
         ]
-        _emit([*({"name": n, "about": about(f)} for n, f in sorted(presets().items())), *rest])
+        emit([*({"name": n, "about": about(f)} for n, f in sorted(presets().items())), *rest])
         return
     print(table([(n, about(f)) for n, f in sorted(presets().items())]))
     print("\nlabs (a size must be given: upslope run NAME --size tiny)\n")
@@ -78,7 +73,7 @@ def _recipe(key: str, as_json: bool) -> None:
         print(f"{key} takes {', '.join('--' + n for n in needs)}\n\n{inspect.getdoc(function)}")
         return
     body = dump(load(key).recipe)
-    _emit(body) if as_json else print(table([(p, json.dumps(v, ensure_ascii=False)) for p, v in flatten(body)]))
+    emit(body) if as_json else print(table([(p, json.dumps(v, ensure_ascii=False)) for p, v in flatten(body)]))
 
 
 def _lab(key: str, as_json: bool) -> None:
@@ -93,7 +88,7 @@ def _lab(key: str, as_json: bool) -> None:
         head = {k: getattr(lab, k) for k in ("name", "lab", "title", "date", "mark", "source")}
         facts = [f._asdict() for f in lab.facts]
         body = {"total": total, "active": active, "published": lab.published._asdict(), "training": training, "facts": facts}
-        _emit({**head, **body, "model": dump(lab.model)})
+        emit({**head, **body, "model": dump(lab.model)})
         return
     print(f"{lab.title} ({lab.lab}, {lab.date}): {(inspect.getdoc(PRESETS[key]) or '').split(chr(10))[0]}\n")
     stated = f"{lab.published.total:g}B" + (f", {lab.published.active:g}B active" if lab.published.active else "")

@@ -1,7 +1,8 @@
-"""Plain text tables."""
+"""What the verbs print: plain text tables, and JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,3 +26,10 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def emit(value: Any) -> None:
+    """A value as JSON on standard output, without secrets or private paths."""
+    from upslope.machine.privacy import redact
+
+    print(json.dumps(redact(value), indent=1, ensure_ascii=False, default=str))
