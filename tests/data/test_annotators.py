@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from upslope.config import Input, Source, UsageError
-from upslope.data import kernels, shards
+from upslope.data import hashing, shards
 from upslope.data.annotators.gopher import STOP_WORDS, Gopher
 from upslope.data.annotators.langid import LangId
 from upslope.data.annotators.overlap import BoundOverlap, Index, Overlap, read_items
@@ -135,7 +135,7 @@ def test_languages_of_prose() -> None:
 
 def test_words_ignore_case_and_punctuation_and_count_unspaced_characters() -> None:
     def words(text: str) -> list[int]:
-        return kernels.words(np.frombuffer(text.encode(), np.uint8)).tolist()
+        return hashing.words(np.frombuffer(text.encode(), np.uint8)).tolist()
 
     assert words("Hello, WORLD!\n42") == words("hello world 42") and len(words("a-b c")) == 3
     assert words("日本 x") == words("日 本　x")[:2] + words("x") or len(words("日本 x")) == 3

@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.make import files_of
 from upslope.config import Input
-from upslope.data import kernels, shards
+from upslope.data import hashing, shards
 from upslope.data.artifacts import Corpus
 from upslope.data.links import Exact, MinHash, candidates, components, normal
 from upslope.machine import rng
@@ -44,11 +44,11 @@ def test_kernels_equal_their_numpy_references() -> None:
     link = MinHash()
     a, b = link.hashes()
     for text in ("", "one", "one two three four", " ".join(vocabulary_text(1, 300)), "日本語の文書 mixed Text 12"):
-        words = kernels.words(np.frombuffer(text.encode(), np.uint8))
+        words = hashing.words(np.frombuffer(text.encode(), np.uint8))
         for n in (1, 3, 5):
-            np.testing.assert_array_equal(kernels.shingles(words, n), kernels.shingles_reference(words, n))
-        items = kernels.shingles(words, 5)
-        np.testing.assert_array_equal(kernels.minhash(items, a, b), kernels.minhash_reference(items, a, b))
+            np.testing.assert_array_equal(hashing.shingles(words, n), hashing.shingles_reference(words, n))
+        items = hashing.shingles(words, 5)
+        np.testing.assert_array_equal(hashing.minhash(items, a, b), hashing.minhash_reference(items, a, b))
     assert (a % np.uint64(2) == 1).all() and a.size == 256
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from tests.model.support import SMALL, loud, tokenizer
 from upslope.chat.messages import Message, Tool
+from upslope.chat.model import Chat, Reply, Scripted
 from upslope.chat.render import ChatML
 from upslope.config import UsageError
-from upslope.generate.chat import Chat, Endpoint, EngineChat, Reply, Scripted
+from upslope.generate.chat import Endpoint, EngineChat
 from upslope.generate.engine import LocalEngine, Request, Sampling, Stop, generate
 
 ASK = Chat((Message("user", "add 12 and 7"),), seed=4)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from upslope.chat.messages import Message
+from upslope.chat.model import Chat, Reply, Scripted
 from upslope.config import Open, UsageError, find_kind, kinds, validated
-from upslope.generate.chat import Chat, Reply, Scripted
 from upslope.generate.engine import Stop
 from upslope.machine.stage import Paused
 from upslope.safety.attacks import LADDER, STANDARD, Attack, Crescendo, Direct, Encoded

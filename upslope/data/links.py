@@ -58,7 +58,7 @@ class Exact(Link):
 
 
 class MinHash(Link):
-    """Near copies: Jaccard similarity ≥ `threshold` of the sets of runs of `shingle` words (as `kernels.words` defines a word).
+    """Near copies: Jaccard similarity ≥ `threshold` of the sets of runs of `shingle` words (as `hashing.words` defines a word).
 
     bands × rows: how many hashes. seed: of the hash functions.
     """
@@ -80,31 +80,31 @@ class MinHash(Link):
 
     def signature(self, text: str) -> np.ndarray:
         """(bands × rows,) uint32."""
-        from upslope.data import kernels
+        from upslope.data import hashing
 
-        return kernels.minhash(self.shingles(text), *self.hashes())
+        return hashing.minhash(self.shingles(text), *self.hashes())
 
     def shingles(self, text: str) -> np.ndarray:
         """Hashes of the text's runs of words, uint64, with repetitions; empty without words."""
         import numpy as np
 
-        from upslope.data import kernels
+        from upslope.data import hashing
 
         data = text.encode("utf-8", "replace") if text.isascii() else text.casefold().encode("utf-8", "replace")
-        return kernels.shingles(kernels.words(np.frombuffer(data, np.uint8)), self.shingle)
+        return hashing.shingles(hashing.words(np.frombuffer(data, np.uint8)), self.shingle)
 
     def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """One key a band and row."""
         import numpy as np
 
-        from upslope.data import kernels
+        from upslope.data import hashing
 
         a, b = self.hashes()
         rows, keys = [], []
         for i, text in enumerate(batch["text"].to_pylist()):
             items = self.shingles(text)
             if items.size:
-                keys.append(kernels.band_keys(kernels.minhash(items, a, b), self.rows))
+                keys.append(hashing.band_keys(hashing.minhash(items, a, b), self.rows))
                 rows.append(np.full(self.bands, i, np.int64))
         if not rows:
             return np.empty(0, np.int64), np.empty(0, np.uint64)
@@ -114,10 +114,10 @@ class MinHash(Link):
         """Jaccard similarity of the sets of shingles (their 64-bit hashes)."""
         import numpy as np
 
-        from upslope.data import kernels
+        from upslope.data import hashing
 
         sets = {doc: np.unique(self.shingles(texts[doc])) for doc in dict.fromkeys(pairs.ravel().tolist())}
-        return np.array([kernels.jaccard(sets[a], sets[b]) for a, b in pairs.tolist()], np.float32)
+        return np.array([hashing.jaccard(sets[a], sets[b]) for a, b in pairs.tolist()], np.float32)
 
 
 AnyLink = Annotated[Exact | MinHash, Field(discriminator="kind")]

@@ -11,11 +11,12 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-from upslope.chat.messages import Message, Tool
+from upslope.chat.messages import Message
+from upslope.chat.model import Chat, Reply
 from upslope.config import UsageError
 from upslope.generate.engine import Engine, Request, Sampling, Stop, generate
 
@@ -23,34 +24,6 @@ if TYPE_CHECKING:
     from upslope.chat.render import Renderer
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-
-
-class Chat(NamedTuple):
-    """One reply wanted. messages: the conversation, ending with another role than the assistant's. seed: of the sampling noise."""
-
-    messages: tuple[Message, ...]
-    seed: int = 0
-    tools: tuple[Tool, ...] = ()
-
-
-class Reply(NamedTuple):
-    """message: the assistant's. stop: why it ended; ABORTED = there is no reply, `error` says why, and the message is empty.
-
-    tokens: sampled, 0 where unknown.
-    """
-
-    message: Message
-    stop: Stop
-    tokens: int = 0
-    error: str = ""
-
-
-class ChatModel(Protocol):
-    """Anything that answers conversations."""
-
-    def chat(self, calls: Sequence[Chat]) -> list[Reply]:
-        """Replies in the order of the calls."""
-        ...
 
 
 class EngineChat:
@@ -69,25 +42,6 @@ class EngineChat:
             requests.append(Request(f"chat-{i}", prompt.ids.tolist(), self.sampling, call.seed))
         done = generate(self.engine, requests)
         return [Reply(self.renderer.parse(c.ids.tolist()), c.stop, len(c.ids)) for c in done]
-
-
-class Scripted:
-    """Replies that are given: a sequence used in order of the calls, over and over, or a function of the call."""
-
-    def __init__(self, replies: Sequence[str] | Callable[[Chat], str]) -> None:
-        if not callable(replies) and not replies:
-            raise UsageError("Scripted: give at least one reply")
-        self._replies, self._used = replies, 0
-
-    def chat(self, calls: Sequence[Chat]) -> list[Reply]:
-        """The next replies."""
-        return [Reply(Message("assistant", self._next(call)), Stop.EOS) for call in calls]
-
-    def _next(self, call: Chat) -> str:
-        if callable(self._replies):
-            return self._replies(call)
-        self._used += 1
-        return self._replies[(self._used - 1) % len(self._replies)]
 
 
 class Endpoint:

@@ -6,13 +6,13 @@ This module is torch-free; `LocalEngine`, the engine of this package, lives in `
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from upslope.chat.model import Stop as Stop
 from upslope.config import Config
 
 if TYPE_CHECKING:
@@ -48,16 +48,6 @@ class Request(NamedTuple):
     sampling: Sampling
     seed: int
     record: frozenset[str] = frozenset()
-
-
-class Stop(StrEnum):
-    """Why a completion ended: end of turn or text, a stop token, max_new reached, context full, cancelled."""
-
-    EOS = "eos"
-    TOKEN = "token"
-    LENGTH = "length"
-    CONTEXT = "context"
-    ABORTED = "aborted"
 
 
 class Completion(NamedTuple):

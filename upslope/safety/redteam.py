@@ -25,7 +25,7 @@ from upslope.tasks.secret import WORDS as TRAINING_WORDS
 
 if TYPE_CHECKING:
     from upslope.chat.messages import Message
-    from upslope.generate.chat import ChatModel
+    from upslope.chat.model import ChatModel
     from upslope.tasks.task import Task
 
 SUITE, TWINS = "redteam", "over_refusal"
@@ -173,7 +173,7 @@ def campaign(
     depend on it. episodes: of an earlier, interrupted call: finished attempts are never repeated. save: called after
     every batch. check: called with (closed, all) before every batch; may raise.
     """
-    from upslope.generate.chat import Chat
+    from upslope.chat.model import Chat
     from upslope.generate.engine import Stop
 
     runs = episodes or [Episode(a, s) for a in range(len(attacks)) for s in range(len(against))]
@@ -264,7 +264,7 @@ def twin_rows(
     falls short of 1 is the rule's price. A task whose reply was lost has no row.
     """
     from upslope.chat.messages import messages_of
-    from upslope.generate.chat import Chat
+    from upslope.chat.model import Chat
     from upslope.generate.engine import Stop
     from upslope.tasks.verify import final_answer, verify
 

@@ -42,13 +42,13 @@ class Gopher(Annotate):
         import numpy as np
         import pyarrow as pa
 
-        from upslope.data import kernels, shards
+        from upslope.data import prose, shards
 
         stops = np.array([_fnv(w) for w in STOP_WORDS], np.uint64)
         columns: dict[str, list[float | int | None]] = {name: [] for name in self.gives}
         for text, spans in zip(batch["text"].to_pylist(), batch["spans"].to_pylist()):
             data = np.frombuffer(shards.prose(text.encode(), spans), np.uint8)
-            tokens, words, chars, alpha, symbols, lines, bullets, ellipses, stop, unspaced = kernels.gopher_counts(data, stops).tolist()
+            tokens, words, chars, alpha, symbols, lines, bullets, ellipses, stop, unspaced = prose.gopher_counts(data, stops).tolist()
             known = unspaced <= UNSPACED * data.size
             values = (
                 int(words),

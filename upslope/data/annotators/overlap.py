@@ -150,18 +150,18 @@ def _isin(values: NDArray[np.uint64], table: NDArray[np.uint64]) -> NDArray[np.b
 def _words(text: str) -> NDArray[np.uint64]:
     import numpy as np
 
-    from upslope.data import kernels
+    from upslope.data import hashing
 
-    return kernels.words(np.frombuffer(text.casefold().encode("utf-8", "replace"), np.uint8))
+    return hashing.words(np.frombuffer(text.casefold().encode("utf-8", "replace"), np.uint8))
 
 
 def _runs(words: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:
     """Hashes of all runs of exactly `width` words."""
     import numpy as np
 
-    from upslope.data import kernels
+    from upslope.data import hashing
 
-    return kernels.shingles(words, width) if words.size >= width else np.empty(0, np.uint64)
+    return hashing.shingles(words, width) if words.size >= width else np.empty(0, np.uint64)
 
 
 def _table(items: list[tuple[str, NDArray[np.uint64]]], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], list[int]]:

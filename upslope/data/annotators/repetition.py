@@ -34,20 +34,20 @@ class Repetition(Annotate):
         import numpy as np
         import pyarrow as pa
 
-        from upslope.data import kernels, shards
+        from upslope.data import prose, shards
 
         columns: dict[str, list[float | None]] = {name: [] for name in self.gives}
         for text, spans in zip(batch["text"].to_pylist(), batch["spans"].to_pylist()):
             data = np.frombuffer(shards.prose(text.encode(), spans), np.uint8)
-            hashes, starts, ends = kernels.tokens(data)
+            hashes, starts, ends = prose.tokens(data)
             values: list[float | None] = [None] * len(self.gives)
             if hashes.size:
                 values = []
                 for paragraphs in (False, True):
-                    blocks, repeated, size, repeated_size = kernels.repeated_blocks(data, paragraphs)
+                    blocks, repeated, size, repeated_size = prose.repeated_blocks(data, paragraphs)
                     values += [repeated / blocks, repeated_size / size]
-                values += [kernels.top_ngram(hashes, starts, ends, n) / data.size for n in TOP]
-                values += [kernels.repeated_ngrams(hashes, starts, ends, n) / data.size for n in DUP]
+                values += [prose.top_ngram(hashes, starts, ends, n) / data.size for n in TOP]
+                values += [prose.repeated_ngrams(hashes, starts, ends, n) / data.size for n in DUP]
             for name, value in zip(self.gives, values):
                 columns[name].append(value)
         return pa.RecordBatch.from_pydict({n: pa.array(columns[n], pa.float32()) for n in self.gives})
