@@ -65,7 +65,7 @@ def test_a_sidecar_of_other_text_is_an_error(tmp_path: Path) -> None:
     view = noted(tmp_path / "v", corpus, "gopher")
     Corpus.from_texts(tmp_path / "c", ["one two four!"], "s")  # the text changes under the view
     changed = Corpus.load(tmp_path / "c")
-    stale = tmp_path / "v" / "data" / "columns" / "gopher@1" / "00000.parquet"
+    stale = tmp_path / "v" / "data" / "columns" / f"gopher@{Gopher.version}" / "00000.parquet"
     other = Corpus.with_columns(changed, tmp_path / "w", [("gopher", 1, {"words": "int32"}, [stale])])
     with pytest.raises(UsageError, match="do not belong to its text"):
         list(other.batches(("gopher.words",)))

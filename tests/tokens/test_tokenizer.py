@@ -84,3 +84,21 @@ def test_errors_say_the_way_out(tmp_path: Path) -> None:
 def test_vocabulary_is_full_where_pairs_repeat_and_smaller_where_they_do_not(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert train_bpe(TEXTS, 300, tmp_path / "a").vocab_size == 300
     assert train_bpe(["ab"], 300, tmp_path / "b").vocab_size == 261
+
+
+def pieces(t: Tokenizer, text: str) -> list[str]:
+    return [t.decode([i]) for i in t.encode(text)]
+
+
+def test_words_of_code_keep_indentation_whole_and_digits_go_as_asked(tmp_path: Path) -> None:
+    code = ["def f(x):\n        return x + 2024\n\n        if x:\n                y = 100\n"] * 50
+    gpt2 = train_bpe(code, 420, tmp_path / "gpt2")
+    kept = train_bpe(code, 420, tmp_path / "code", words="code", digits=3)
+    whole = train_bpe(code, 420, tmp_path / "whole", digits=0)
+    assert "\n       " in pieces(gpt2, code[0]) and "):\n" not in pieces(gpt2, code[0])
+    assert "       " in pieces(kept, code[0]) and "):\n" in pieces(kept, code[0])
+    assert [pieces(t, "2024") for t in (gpt2, kept, whole)] == [["2", "0", "2", "4"], ["202", "4"], ["2024"]]
+    for t in (gpt2, kept, whole):
+        assert t.decode(t.encode(code[0] + "\t\r\n naïve ١٢٣٤ 🙂")) == code[0] + "\t\r\n naïve ١٢٣٤ 🙂"
+    peer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(kept.path)
+    assert peer(code[0])["input_ids"] == kept.encode(code[0])

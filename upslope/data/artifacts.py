@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.dataset
 
 from upslope.config import Json, UsageError
 from upslope.data import shards
-from upslope.machine.files import digest_file, read_json, write_json
+from upslope.machine.files import absolute, digest_file, read_json, relative, write_json
 from upslope.machine.stage import Artifact
+
+if TYPE_CHECKING:
+    from upslope.data.fate import Fate
 
 SHARD_ROWS = 1024
 
@@ -33,14 +35,6 @@ class File(NamedTuple):
 def doc_id(shard: int, row: int) -> int:
     """The number of a document in a view: shard << 32 | row."""
     return shard << 32 | row
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
-
-
-def _absolute(folder: Path, relative: str) -> Path:
-    return Path(os.path.normpath(folder.absolute() / relative))
 
 
 class Pages(Artifact):
@@ -60,7 +54,7 @@ class Pages(Artifact):
     @classmethod
     def write(cls, folder: Path, files: Sequence[Path], rejects: pa.Table, records: int) -> Pages:
         """Describes page shards that already lie below `folder`. rejects: `shards.REJECT`; records: read, good or bad."""
-        listed = [{"file": _relative(f, folder), "rows": shards.read(f, ["url"]).num_rows, "digest": digest_file(f)} for f in files]
+        listed = [{"file": relative(f, folder), "rows": shards.read(f, ["url"]).num_rows, "digest": digest_file(f)} for f in files]
         reasons: dict[str, int] = {}
         for why in rejects["why"].to_pylist():
             reasons[reason(why)] = reasons.get(reason(why), 0) + 1
@@ -103,35 +97,6 @@ def reason(why: str) -> str:
     return why.partition(":")[0]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One rule that a document failed: the rule's predicate and the values it saw."""
-
-    rule: str
-    keep: str
-    value: str
-
-
-@dataclass(frozen=True)
-class Fate:
-    """What became of a page. doc: None where it never became a row (rejected at ingest)."""
-
-    doc: int | None
-    url: str
-    kept: bool
-    failures: tuple[Failure, ...] = ()
-    rejected: str = ""
-
-    def __str__(self) -> str:
-        name = f"{self.url or '(no url)'}" + (f" · document {self.doc}" if self.doc is not None else "")
-        if self.rejected:
-            return f"{name}: {'kept in part' if self.doc is not None else 'rejected at ingest'}: {self.rejected}"
-        if self.kept:
-            return f"{name}: kept; it failed no rule"
-        lines = [f"{name}: dropped by {len(self.failures)} rule{'s' * (len(self.failures) != 1)}"]
-        return "\n".join(lines + [f"  {f.rule}: {f.value} where it must hold that {f.keep}" for f in self.failures])
-
-
 class Corpus(Artifact):
     """A view: text shards, columns about them, edges between copies, and decisions, all by reference; it copies nothing.
 
@@ -155,11 +120,11 @@ class Corpus(Artifact):
 
     def refs(self) -> tuple[Path, ...]:
         """The folders of the artifacts that this view points at."""
-        return tuple(_absolute(self.path, r) for r in self.body["refs"])
+        return tuple(absolute(self.path, r) for r in self.body["refs"])
 
     def files(self) -> list[File]:
         """The text shards, in order; shard number = position."""
-        return [File(_absolute(self.path, s["file"]), s["rows"], s["digest"]) for s in self.body["text"]]
+        return [File(absolute(self.path, s["file"]), s["rows"], s["digest"]) for s in self.body["text"]]
 
     @property
     def rows(self) -> int:
@@ -173,7 +138,7 @@ class Corpus(Artifact):
     def _kept(self) -> np.ndarray:
         if not self.body["keep"]:
             return np.ones(self.rows, dtype=bool)
-        bits = np.load(_absolute(self.path, self.body["keep"]))
+        bits = np.load(absolute(self.path, self.body["keep"]))
         return np.unpackbits(bits, count=self.rows).astype(bool)
 
     def kept(self) -> np.ndarray:
@@ -211,23 +176,56 @@ class Corpus(Artifact):
                 )
         return pa.table({c: out[c] for c in columns})
 
-    def _sidecar(self, name: str, number: int, file: File) -> pa.Table:
+    def _column(self, name: str) -> dict[str, Any]:
         for entry in self.body["columns"]:
             if entry["name"] == name:
-                path = _absolute(self.path, entry["files"][number])
-                belongs = shards.metadata(path).get("text", "none")
-                table = shards.read(path)
-                if belongs != file.digest or table.num_rows != file.rows:
-                    raise UsageError(
-                        f"columns {name!r} of shard {number} do not belong to its text: "
-                        f"computed on {belongs[:12]}, the text is {file.digest[:12]}\n"
-                        "way out: run the annotation again on this corpus"
-                    )
-                return table
+                return dict(entry)
         known = [*shards.TEXT.names, *(f"{n}.{f}" for n, fs in self.fields().items() for f in fs)]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"it has: {', '.join(known)}"
         raise UsageError(f"this corpus has no column {name!r}; {hint}")
+
+    def _sidecar(self, name: str, number: int, file: File) -> pa.Table:
+        path = absolute(self.path, self._column(name)["files"][number])
+        _belongs(name, number, path, file)
+        return shards.read(path)
+
+    def table(self, columns: Sequence[str], every: bool = False) -> pa.Table:
+        """Columns of all kept rows (with every=True, of all rows) at once, in document order, read in parallel; dotted names stay flat."""
+        out: dict[str, pa.ChunkedArray] = {}
+        files = self.files()
+        own = [c for c in columns if c in shards.TEXT.names]
+        homes: dict[str, list[str]] = {}
+        for c in columns:
+            if c not in own:
+                homes.setdefault(c.partition(".")[0], []).append(c)
+        if own:
+            found = _scan([f.path for f in files], own, shards.TEXT)
+            out.update({c: found[c] for c in own})
+        for name, dotted in homes.items():
+            entry = self._column(name)
+            paths = [absolute(self.path, f) for f in entry["files"]]
+            for number, (path, file) in enumerate(zip(paths, files)):
+                _belongs(name, number, path, file)
+            schema = pa.schema([(f, pa.type_for_alias(t)) for f, t in entry["fields"].items()])
+            found = _scan(paths, [c.partition(".")[2] for c in dotted], schema)
+            out.update({c: found[c.partition(".")[2]] for c in dotted})
+        table = pa.table({c: out[c] for c in columns})
+        return table if every or not self.body["keep"] else table.filter(pa.array(self.kept()))
+
+    def take(self, docs: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Columns of some documents (n,) uint64, kept or not, in the order asked; dotted names stay flat. Reads only their shards."""
+        parts, where = [], []
+        high = docs >> np.uint64(32)
+        for number in np.unique(high).tolist():
+            mine = np.flatnonzero(high == np.uint64(number))
+            rows = (docs[mine] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            parts.append(self.shard(int(number), columns).take(pa.array(rows)))
+            where.append(mine)
+        if not parts:
+            return self.table(columns, every=True).slice(0, 0) if self.rows else pa.table({c: pa.array([], pa.int32()) for c in columns})
+        back = np.argsort(np.concatenate(where), kind="stable")
+        return pa.concat_tables(parts).take(pa.array(back))
 
     def batches(self, columns: Sequence[str] = ("doc", "text", "source"), every: bool = False) -> Iterator[pa.RecordBatch]:
         """Kept rows (with every=True, all rows) in document order; columns as for `shard`."""
@@ -247,13 +245,7 @@ class Corpus(Artifact):
 
     def lookup(self, docs: np.ndarray) -> dict[int, str]:
         """The texts of documents (n,) uint64, kept or not, by number; reads only the shards that they are in."""
-        out: dict[int, str] = {}
-        high = docs >> np.uint64(32)
-        for number in np.unique(high).tolist():
-            mine = docs[high == np.uint64(number)]
-            rows = (mine & np.uint64(0xFFFFFFFF)).astype(np.int64)
-            out.update(zip(mine.tolist(), self.shard(int(number), ("text",))["text"].take(pa.array(rows)).to_pylist()))
-        return out
+        return dict(zip(docs.tolist(), self.take(docs, ("text",))["text"].to_pylist()))
 
     def sources(self) -> tuple[str, ...]:
         """The sources that kept documents come from, sorted."""
@@ -268,7 +260,7 @@ class Corpus(Artifact):
 
     def edges(self) -> pa.Table:
         """Edges between copies: a < b, similarity, kind (`shards.EDGE`)."""
-        tables = [shards.read(_absolute(self.path, e)) for e in self.body["edges"]]
+        tables = [shards.read(absolute(self.path, e)) for e in self.body["edges"]]
         return pa.concat_tables(tables) if tables else shards.EDGE.empty_table()
 
     # ── decisions ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,38 +271,9 @@ class Corpus(Artifact):
 
     def why(self, what: str | int) -> list[Fate]:
         """What became of a page, by URL or document number: the rules that it failed, or kept. UsageError if unknown."""
-        fates: list[Fate] = []
-        wanted = int(what) if isinstance(what, int) or what.isdigit() else None
-        urls: list[str] = []
-        for number, file in enumerate(self.files()):
-            column = shards.read(file.path, ["url"])["url"].to_pylist()
-            for row, url in enumerate(column):
-                doc = doc_id(number, row)
-                if doc == wanted or (wanted is None and url == what):
-                    fates.append(self._fate(doc, url or ""))
-            urls += [u for u in column if u]
-        fates += self._rejected(str(what))
-        if not fates:
-            near = difflib.get_close_matches(str(what), urls[:50000], n=2, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"{self.rows} documents are numbered shard << 32 | row"
-            raise UsageError(f"no page {what!r} in this corpus\n{hint}")
-        return fates
+        from upslope.data.fate import why
 
-    def _fate(self, doc: int, url: str) -> Fate:
-        failures = []
-        for decision in self.body["decisions"]:
-            keep = {r["name"]: r["keep"] for r in decision["rules"]}
-            ledger = shards.read(_absolute(self.path, decision["ledger"]))
-            for row in ledger.filter(pa.compute.equal(ledger["doc"], pa.scalar(doc, pa.uint64()))).to_pylist():
-                condition = keep.get(row["rule"], f"it is the first of its copies by {decision['winner']}")
-                failures.append(Failure(row["rule"], condition, row["value"]))
-        return Fate(doc, url, bool(self.kept()[int(np.searchsorted(self.docs(), np.uint64(doc)))]), tuple(failures))
-
-    def _rejected(self, url: str) -> list[Fate]:
-        if not self.body["pages"]:
-            return []
-        rows = Pages(_absolute(self.path, self.body["pages"])).rejects().to_pylist()
-        return [Fate(None, r["record"], False, rejected=r["why"]) for r in rows if r["record"].rpartition(" ")[2] == url]
+        return why(self, what)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -318,14 +281,14 @@ class Corpus(Artifact):
     def create(cls, folder: Path, text: Sequence[Path], funnel: Sequence[Mapping[str, Json]], pages: Pages | None = None) -> Corpus:
         """A corpus over text shards that lie below `folder`."""
         body = {
-            "text": [{"file": _relative(f, folder), "rows": shards.read(f, ["bytes"]).num_rows, "digest": digest_file(f)} for f in text],
+            "text": [{"file": relative(f, folder), "rows": shards.read(f, ["bytes"]).num_rows, "digest": digest_file(f)} for f in text],
             "columns": [],
             "edges": [],
             "keep": None,
             "decisions": [],
             "funnel": list(funnel),
-            "pages": _relative(pages.path, folder) if pages else None,
-            "refs": [_relative(pages.path, folder)] if pages else [],
+            "pages": relative(pages.path, folder) if pages else None,
+            "refs": [relative(pages.path, folder)] if pages else [],
         }
         write_json(folder / "corpus.json", body)
         return cls(folder)
@@ -333,8 +296,8 @@ class Corpus(Artifact):
     def derive(self, folder: Path) -> dict[str, Any]:
         """The body of a new view in `folder` that points at everything that this one points at; to be changed and written."""
 
-        def move(relative: str) -> str:
-            return _relative(_absolute(self.path, relative), folder)
+        def move(path: str) -> str:
+            return relative(absolute(self.path, path), folder)
 
         old = self.body
         return {
@@ -342,10 +305,11 @@ class Corpus(Artifact):
             "columns": [{**c, "files": [move(f) for f in c["files"]]} for c in old["columns"]],
             "edges": [move(e) for e in old["edges"]],
             "keep": move(old["keep"]) if old["keep"] else None,
-            "decisions": [{**d, "ledger": move(d["ledger"])} for d in old["decisions"]],
+            "decisions": [{**d, **{k: move(d[k]) for k in ("failed", "copies", "view")}} for d in old["decisions"]],
             "funnel": list(old["funnel"]),
             "pages": move(old["pages"]) if old["pages"] else None,
-            "refs": [r for r in dict.fromkeys([_relative(self.path, folder), *(move(r) for r in old["refs"])]) if r != "."],
+            "rewrites": [{**r, "before": move(r["before"])} for r in old.get("rewrites", [])],
+            "refs": [r for r in dict.fromkeys([relative(self.path, folder), *(move(r) for r in old["refs"])]) if r != "."],
         }
 
     @classmethod
@@ -353,8 +317,43 @@ class Corpus(Artifact):
         """A view with more columns: (name, version, {field: type}, one parquet file a shard, below `folder`). A name replaces its elder."""
         body = view.derive(folder)
         for name, version, fields, files in columns:
-            entry = {"name": name, "version": version, "fields": dict(fields), "files": [_relative(f, folder) for f in files]}
+            entry = {"name": name, "version": version, "fields": dict(fields), "files": [relative(f, folder) for f in files]}
             body["columns"] = [c for c in body["columns"] if c["name"] != name] + [entry]
+        write_json(folder / "corpus.json", body)
+        return cls(folder)
+
+    @classmethod
+    def rewritten(
+        cls, view: Corpus, folder: Path, texts: Sequence[Path], note: tuple[str, int, Mapping[str, str], Sequence[Path]]
+    ) -> Corpus:
+        """A view whose rows have other texts: shards below `folder`, row for row, and a column (name, version, fields, files) about it.
+
+        Columns about the old text are left behind, but `page`, which is about the page. The old view stays among `refs`.
+        """
+        body = view.derive(folder)
+        files = [File(t, f.rows, digest_file(t)) for t, f in zip(texts, view.files(), strict=True)]
+        pages = []
+        for entry in (c for c in view.body["columns"] if c["name"] == "page"):
+            for number, file in enumerate(files):
+                target = folder / "page" / f"{number:05d}.parquet"
+                shards.write(target, view._sidecar("page", number, view.files()[number]), {"text": file.digest})
+                pages.append(target)
+            body["columns"] = [{**entry, "files": [relative(p, folder) for p in pages]}]
+        if not pages:
+            body["columns"] = []
+        name, version, fields, notes = note
+        body["columns"].append({"name": name, "version": version, "fields": dict(fields), "files": [relative(f, folder) for f in notes]})
+        body["text"] = [{"file": relative(f.path, folder), "rows": f.rows, "digest": f.digest} for f in files]
+        write_json(folder / "corpus.json", body)
+        made = cls(folder)
+        before, after = (np.asarray(v.table(("bytes",))["bytes"].to_numpy(), np.int64).sum() for v in (view, made))
+        changed = sum(
+            pyarrow.compute.sum(pyarrow.compute.not_equal(old["text"], new["text"])).as_py() or 0
+            for old, new in zip(view.batches(("text",)), made.batches(("text",)), strict=True)
+        )
+        step = {"step": "rewrite", "what": name, "docs": len(made), "bytes_in": int(before), "bytes": int(after), "changed": changed}
+        body["funnel"].append(step)
+        body["rewrites"] = [*body.get("rewrites", []), {"what": name, "before": relative(view.path, folder)}]
         write_json(folder / "corpus.json", body)
         return cls(folder)
 
@@ -393,7 +392,7 @@ class Corpus(Artifact):
                     "text": text,
                     "provenance": provenance,
                     "parents": list(parents[i]) if parents is not None else None,
-                    "bytes": _size(text, i),
+                    **shards.sizes(_size(text, i), None),
                 }
             )
         files = []
@@ -402,6 +401,27 @@ class Corpus(Artifact):
             shards.write(file, shards.rows_to_table(rows[start : start + SHARD_ROWS], shards.TEXT))
             files.append(file)
         return cls.create(folder, files, [{"step": "text", "docs": len(rows), "bytes": sum(r["bytes"] for r in rows)}])
+
+
+def _scan(paths: Sequence[Path], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """Columns of many parquet files, in order, read by all cores."""
+    wanted = pa.schema([schema.field(c) for c in columns])
+    if not paths:
+        return wanted.empty_table()
+    try:
+        return pyarrow.dataset.dataset([str(p) for p in paths], schema=wanted, format="parquet").to_table()
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UsageError(f"{paths[0].parent.name}: not readable parquet files ({str(e).splitlines()[0][:120]})") from None
+
+
+def _belongs(name: str, number: int, path: Path, file: File) -> None:
+    """UsageError unless a sidecar belongs to the bytes of its text."""
+    belongs, rows = shards.guard(path)
+    if belongs != file.digest or rows != file.rows:
+        raise UsageError(
+            f"columns {name!r} of shard {number} do not belong to its text: computed on {belongs[:12]}, the text is {file.digest[:12]}\n"
+            "way out: run the annotation again on this corpus"
+        )
 
 
 def _licences(batches: Iterable[pa.RecordBatch]) -> tuple[str, ...]:

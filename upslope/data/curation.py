@@ -1,7 +1,8 @@
-"""Curation: the one place where documents are dropped, and the ledger that says why.
+"""Curation: the one place where documents are dropped, and the record that says why.
 
-Every rule is a DuckDB predicate over the view's columns; all rules are put to all living documents (no early exit), so that the
-ledger holds every reason and the funnel knows what each rule alone is worth. Among copies (connected components of edges), the winner
+Every rule is a DuckDB predicate over the view's columns; all rules are put to all living documents (no early exit), so that every
+reason is known and the funnel says what each rule alone is worth. A decision is bits; the values that a rule saw are looked up in the
+columns when somebody asks. Among copies (connected components of edges), the winner
 is the first by: passes every rule, then the `winner` order, then the document number.
 """
 
@@ -10,18 +11,20 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from upslope.config import UsageError
 from upslope.data import shards
 from upslope.data.links import components
 from upslope.data.protocol import Rule
+from upslope.machine.files import relative
 
 if TYPE_CHECKING:
     from upslope.data.artifacts import Corpus
@@ -52,10 +55,12 @@ SHOWN = 80
 
 
 class Keep(NamedTuple):
-    """What a curation decided. kept: (rows,) bool over the whole view; ledger: `shards.LEDGER`, every failure; funnel: see `decide`."""
+    """What a curation decided. kept: (rows,) bool over the whole view. failed: (rules + 1, rows) bool, every failure of a living document,
+    no early exit; the last one is `duplicate`. copies: doc → the document that it lost to. funnel: see `decide`."""
 
     kept: np.ndarray
-    ledger: pa.Table
+    failed: np.ndarray
+    copies: pa.Table
     funnel: dict[str, Any]
 
 
@@ -118,112 +123,174 @@ def decide(view: Corpus, rules: Sequence[Rule], winner: str = "doc") -> Keep:
     """Puts all rules to all living documents and chooses the winners among copies.
 
     FALSE drops, NULL keeps and is counted as `unknown`. The funnel: docs and bytes in and kept; per rule `failed` (documents), `only`
-    (failed no other rule), `first` (not failed by an earlier one), `unknown`, `bytes` (of `first`); and docs in and kept by language and
-    by source.
+    (failed no other rule), `first` (not failed by an earlier one), `unknown`, `bytes` (of `first`); and for each language, kind and source:
+    docs in and kept, and which rules took how many, alone or not.
     Raises UsageError for a predicate that does not parse, names a column that is not there, is not true or false, or fails on a value.
     """
     parsed = parse(rules, winner)
     refs = [_resolve(view, f"rule {r.name!r}", columns) for r, columns in zip(rules, parsed)]
-    _resolve(view, "winner", parsed[-1])
+    order = _resolve(view, "winner", parsed[-1])
     living = view.kept()
     docs = view.docs()[living]
-    languages = "langid.lang" if "lang" in view.fields().get("langid", {}) else "lang"
-    tops = list(dict.fromkeys(c[0] for columns in parsed for c in columns))
-    with duckdb.connect(":memory:") as db:
-        table = _table(view, list(dict.fromkeys(["doc", "bytes", "source", *tops])))
-        language = _table(view, [languages])[languages]
-        db.register("documents", table.set_column(0, "doc", table["doc"].cast(pa.int64())))  # signed, so that `doc - 4` is no overflow
-        db.execute("SET enable_external_access = false")
-        db.execute("SET lock_configuration = true")
-        verdicts, values = [], []
-        for rule, mentioned in zip(rules, refs):
-            verdict, value = _evaluate(db, rule, mentioned, docs.size)
-            verdicts.append(verdict)
-            values.append(value)
-        failed = np.stack([v == 0 for v in verdicts]) if verdicts else np.zeros((0, docs.size), bool)
-        losers, winners = _copies(view, db, docs, np.asarray(failed.any(axis=0)), winner)
-    reasons = np.concatenate([failed, losers[None]])
+    language = "langid.lang" if "lang" in view.fields().get("langid", {}) else "lang"
+    sizes = ("bytes", "code_bytes", "math_bytes", "table_bytes")
+    wanted = dict.fromkeys([*sizes, "source", language, *(c for columns in refs for c in columns)])
     names = [r.name for r in rules] + [DUPLICATE]
-    values.append([f"copy of {w}" for w in winners.tolist()])
-    kept = np.zeros(view.rows, bool)
-    kept[np.flatnonzero(living)[~reasons.any(axis=0)]] = True
-    at, which = np.nonzero(reasons.T)
-    shown = [values[i][d] for d, i in zip(at.tolist(), which.tolist())]
-    ledger = pa.table({"doc": docs[at], "rule": [names[i] for i in which.tolist()], "value": shown}, schema=shards.LEDGER)
-    size = np.asarray(table["bytes"].to_numpy(zero_copy_only=False), np.int64)
+    with duckdb.connect(":memory:") as db:
+        _lock(db)
+        table = view.table([c for c in wanted if c != "doc"])
+        db.register("documents", nested(table, docs))
+        failed, unknown = _evaluate(db, rules, docs.size)
+        losers, winners = _copies(view, docs, np.asarray(failed.any(axis=0)), winner, order)
+    reasons = np.concatenate([failed, losers[None]])
     alive: np.ndarray = np.asarray(~reasons.any(axis=0))
+    place = np.flatnonzero(living)
+    kept = np.zeros(view.rows, bool)
+    kept[place[alive]] = True
+    everywhere = np.zeros((len(names), view.rows), bool)
+    everywhere[:, place] = reasons
+    size = {n: np.asarray(pc.fill_null(table[n], 0).to_numpy(), np.int64) for n in sizes}
+    alone: np.ndarray = np.asarray(reasons & (reasons.sum(axis=0) == 1))
     funnel = {
         "step": "curate",
         "docs_in": int(docs.size),
         "docs": int(alive.sum()),
-        "bytes_in": int(size.sum()),
-        "bytes": int(size[alive].sum()),
-        "rules": [_count(names[i], reasons, i, size, verdicts[i] if i < len(rules) else None) for i in range(len(names))],
-        "languages": _by(language, alive),
-        "sources": _by(table["source"], alive),
+        "bytes_in": int(size["bytes"].sum()),
+        "bytes": int(size["bytes"][alive].sum()),
+        "rules": _counts(names, reasons, alone, size["bytes"], unknown),
+        "languages": _by(*_codes(table[language]), alive, reasons, alone, names),
+        "kinds": _by(kind_of(size), KINDS, alive, reasons, alone, names),
+        "sources": _by(*_codes(table["source"]), alive, reasons, alone, names),
     }
-    return Keep(kept, ledger, funnel)
+    copies = pa.table({"doc": docs[losers], "of": winners[losers]}, schema=COPY)
+    return Keep(kept, everywhere, copies, funnel)
 
 
-def _table(view: Corpus, columns: Sequence[str]) -> pa.Table:
-    """Columns of all living documents as one table; sidecars are structs."""
-    batches = list(view.batches(columns))
-    return pa.Table.from_batches(batches) if batches else pa.table({c: pa.array([], pa.int32()) for c in columns})
+KINDS = ("prose", "code", "math", "table")
+COPY = pa.schema([("doc", pa.uint64()), ("of", pa.uint64())])
 
 
-def _evaluate(db: duckdb.DuckDBPyConnection, rule: Rule, columns: Sequence[str], count: int) -> tuple[np.ndarray, list[str]]:
-    """(1 true, 0 false, 2 NULL for each living document; the values of the columns it mentions, where it is false)."""
-    where = f"rule {rule.name!r}: {rule.keep!r}"
+def kind_of(size: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What a document is, as a number in `KINDS`: math where a hundredth of its bytes is formulas on lines of their own, else code or
+    table where a quarter is, else prose."""
+    total = np.maximum(size["bytes"], 1)
+    math, code, table = size["math_bytes"] * 100 >= total, size["code_bytes"] * 4 >= total, size["table_bytes"] * 4 >= total
+    return np.select([math, code, table], [2, 1, 3], 0)
+
+
+def nested(table: pa.Table, docs: np.ndarray) -> pa.Table:
+    """A table of dotted columns as DuckDB sees it in a rule: the fields of a sidecar are one struct; `doc` is signed, so that `doc - 4` is
+    no overflow."""
+    out: dict[str, Any] = {"doc": pa.array(docs.astype(np.int64))}
+    sides: dict[str, dict[str, Any]] = {}
+    for name in table.column_names:
+        side, _, field = name.partition(".")
+        if field:
+            sides.setdefault(side, {})[field] = table[name].combine_chunks()
+        else:
+            out[name] = table[name]
+    for side, fields in sides.items():
+        arrays = [c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for c in fields.values()]
+        out[side] = pa.StructArray.from_arrays(arrays, names=list(fields))
+    return pa.table(out)
+
+
+def _lock(db: duckdb.DuckDBPyConnection) -> None:
+    db.execute("SET enable_external_access = false")
+    db.execute("SET lock_configuration = true")
+
+
+def _evaluate(db: duckdb.DuckDBPyConnection, rules: Sequence[Rule], count: int) -> tuple[np.ndarray, list[int]]:
+    """(which living documents fail each rule, (rules, count) bool; for how many each is NULL)."""
+    if not count or not rules:
+        return np.zeros((len(rules), count), bool), [0] * len(rules)
+    for rule in rules:
+        _typed(db, rule)
+    said = [f"CAST(coalesce(CAST(({r.keep}\n) AS TINYINT), 2) AS TINYINT) AS v{i}" for i, r in enumerate(rules)]
     try:
-        if not count:
-            return np.zeros(0, np.int8), []
-        kind = db.execute(f"SELECT typeof(({rule.keep}\n)) FROM documents LIMIT 1").fetchall()[0][0]
-        if kind not in ("BOOLEAN", '"NULL"'):
-            raise UsageError(f"{where} is of type {kind}, not true or false\nway out: compare it with something")
-        shown = [f"'{c.rpartition('.')[2]}=' || coalesce(substr(CAST({_quoted(c)} AS VARCHAR), 1, {SHOWN}), 'NULL')" for c in columns]
-        text = " || ', ' || ".join(shown) if shown else "''"
-        rows = db.sql(
-            f"SELECT CAST(coalesce(CAST(({rule.keep}\n) AS TINYINT), 2) AS TINYINT) AS verdict, "
-            f"CASE WHEN NOT ({rule.keep}\n) THEN {text} ELSE '' END AS value FROM documents ORDER BY doc"
-        ).to_arrow_table()
-    except duckdb.Error as e:
-        raise UsageError(f"{where} fails\n{str(e).splitlines()[0][:200]}") from None
+        rows = db.sql(f"SELECT {', '.join(said)}, doc FROM documents").to_arrow_table()
+    except duckdb.Error:
+        for rule, text in zip(rules, said):  # one of them fails on a value: which?
+            try:
+                db.sql(f"SELECT {text} FROM documents").to_arrow_table()
+            except duckdb.Error as e:
+                raise _fails(rule, e) from None
+        raise
     if rows.num_rows != count:
-        raise UsageError(f"{where} gave {rows.num_rows} answers for {count} documents; a rule looks at one document only")
-    return np.asarray(rows["verdict"].to_numpy(), np.int8), rows["value"].to_pylist()
+        raise UsageError(f"the rules gave {rows.num_rows} answers for {count} documents; a rule looks at one document only")
+    at = rows["doc"].to_numpy()
+    sort = None if count < 2 or bool((at[1:] > at[:-1]).all()) else np.argsort(at)
+    verdicts = [rows[f"v{i}"].to_numpy() if sort is None else rows[f"v{i}"].to_numpy()[sort] for i in range(len(rules))]
+    return np.stack([v == 0 for v in verdicts]), [int((v == 2).sum()) for v in verdicts]
+
+
+def _typed(db: duckdb.DuckDBPyConnection, rule: Rule) -> None:
+    """UsageError unless a rule is true or false."""
+    try:
+        rows = db.execute(f"SELECT typeof(({rule.keep}\n)) FROM documents LIMIT 2").fetchall()
+    except duckdb.Error as e:
+        raise _fails(rule, e) from None
+    if rows[0][0] not in ("BOOLEAN", '"NULL"'):
+        where = f"rule {rule.name!r}: {rule.keep!r}"
+        raise UsageError(f"{where} is of type {rows[0][0]}, not true or false\nway out: compare it with something")
+    if len(rows) < 2 and db.execute("SELECT count(*) FROM (SELECT 1 FROM documents LIMIT 2)").fetchall()[0][0] == 2:
+        raise UsageError(f"rule {rule.name!r}: {rule.keep!r} gave one answer for all documents; a rule looks at one document only")
+
+
+def _fails(rule: Rule, error: duckdb.Error) -> UsageError:
+    return UsageError(f"rule {rule.name!r}: {rule.keep!r} fails\n{str(error).splitlines()[0][:200]}")
+
+
+def values(view: Corpus, rules: Sequence[Rule], docs: np.ndarray) -> list[list[str]]:
+    """What each rule saw of some documents (n,) uint64, as `field=value` texts: one list a document, one text a rule."""
+    parsed = parse(rules)
+    refs = [_resolve(view, f"rule {r.name!r}", columns) for r, columns in zip(rules, parsed)]
+    wanted = list(dict.fromkeys(c for columns in refs for c in columns if c != "doc")) or ["bytes"]
+    table = view.take(docs, wanted)
+    shown: list[list[str]] = []
+    with duckdb.connect(":memory:") as db:
+        _lock(db)
+        db.register("documents", nested(table, docs).append_column("place", pa.array(range(len(docs)))))
+        for columns in refs:
+            said = [f"'{c.rpartition('.')[2]}=' || coalesce(substr(CAST({_quoted(c)} AS VARCHAR), 1, {SHOWN}), 'NULL')" for c in columns]
+            text = " || ', ' || ".join(said) if said else "''"
+            shown.append([row[0] for row in db.sql(f"SELECT {text} FROM documents ORDER BY place").fetchall()])
+    return [list(row) for row in zip(*shown)] if rules else [[] for _ in docs]
 
 
 def _quoted(column: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in column.split("."))
 
 
-def _copies(
-    view: Corpus, db: duckdb.DuckDBPyConnection, docs: np.ndarray, failed: np.ndarray, winner: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """(which living documents lose to a copy, the document that each loses to), in document order."""
+def _copies(view: Corpus, docs: np.ndarray, failed: np.ndarray, winner: str, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(which living documents lose to a copy, the document that each loses to), in document order. Only linked documents are ranked."""
     edges = view.edges()
     a, b = edges["a"].to_numpy(), edges["b"].to_numpy()
     alive = np.isin(a, docs) & np.isin(b, docs)
     losers, winners = np.zeros(docs.size, bool), docs.copy()
     if not alive.any():
         return losers, winners
-    component = components(docs.size, np.searchsorted(docs, a[alive]), np.searchsorted(docs, b[alive]))
-    db.register("judged", pa.table({"doc": docs.astype(np.int64), "failed": failed}))
-    try:
-        order = db.sql(
-            "SELECT documents.doc FROM documents JOIN judged ON documents.doc = judged.doc "
-            f"ORDER BY judged.failed, {_qualified(winner)}\n, documents.doc"
-        )
-        ranked = np.asarray(order.to_arrow_table()["doc"].to_numpy(), np.uint64)
-    except duckdb.Error as e:
-        raise UsageError(f"winner: {winner!r} fails\n{str(e).splitlines()[0][:200]}") from None
-    rank = np.empty(docs.size, np.int64)
-    rank[np.searchsorted(docs, ranked)] = np.arange(docs.size)
-    best: dict[int, int] = {}
-    for i in np.argsort(rank, kind="stable").tolist():
-        best.setdefault(int(component[i]), i)
-    first = np.array([best[int(c)] for c in component], np.int64)
-    return first != np.arange(docs.size), docs[first]
+    linked = np.unique(np.concatenate([a[alive], b[alive]]))
+    at = np.searchsorted(docs, linked)
+    component = components(linked.size, np.searchsorted(linked, a[alive]), np.searchsorted(linked, b[alive]))
+    with duckdb.connect(":memory:") as db:
+        _lock(db)
+        db.register("documents", nested(view.take(linked, [c for c in order if c != "doc"] or ["bytes"]), linked))
+        db.register("judged", pa.table({"doc": linked.astype(np.int64), "failed": failed[at]}))
+        try:
+            ranked = db.sql(
+                "SELECT documents.doc FROM documents JOIN judged ON documents.doc = judged.doc "
+                f"ORDER BY judged.failed, {_qualified(winner)}\n, documents.doc"
+            ).to_arrow_table()
+        except duckdb.Error as e:
+            raise UsageError(f"winner: {winner!r} fails\n{str(e).splitlines()[0][:200]}") from None
+    best_first = np.searchsorted(linked, np.asarray(ranked["doc"].to_numpy(), np.uint64))
+    best = np.empty(linked.size, np.int64)
+    best[component[best_first[::-1]]] = best_first[::-1]  # the last one written, the best of its component, stays
+    first = best[component]
+    losers[at] = first != np.arange(linked.size)
+    winners[at] = linked[first]
+    return losers, winners
 
 
 def _qualified(winner: str) -> str:
@@ -231,37 +298,51 @@ def _qualified(winner: str) -> str:
     return re.sub(r"(?<![\w.\"])doc(?![\w(\".])", "documents.doc", winner)
 
 
-def _count(name: str, reasons: np.ndarray, i: int, size: np.ndarray, verdict: np.ndarray | None) -> dict[str, Any]:
-    first = reasons[i] & ~reasons[:i].any(axis=0)
-    return {
-        "rule": name,
-        "failed": int(reasons[i].sum()),
-        "only": int((reasons[i] & (reasons.sum(axis=0) == 1)).sum()),
-        "first": int(first.sum()),
-        "bytes": int(size[first].sum()),
-        "unknown": 0 if verdict is None else int((verdict == 2).sum()),
-    }
+def _counts(names: Sequence[str], reasons: np.ndarray, alone: np.ndarray, size: np.ndarray, unknown: Sequence[int]) -> list[dict[str, Any]]:
+    """One row a rule, in order."""
+    found, taken = [], np.zeros(size.size, bool)
+    for i, name in enumerate(names):
+        first = reasons[i] & ~taken
+        taken |= reasons[i]
+        row = {"rule": name, "failed": int(reasons[i].sum()), "only": int(alone[i].sum()), "first": int(first.sum())}
+        found.append({**row, "bytes": int(size[first].sum()), "unknown": unknown[i] if i < len(unknown) else 0})
+    return found
 
 
-def _by(column: pa.ChunkedArray, alive: np.ndarray) -> dict[str, dict[str, int]]:
-    """Documents in and kept by the value of a column; NULL is called unknown."""
-    found: dict[str, dict[str, int]] = {}
-    for value, lives in zip(column.to_pylist(), alive.tolist()):
-        entry = found.setdefault(value or "unknown", {"docs_in": 0, "docs": 0})
-        entry["docs_in"] += 1
-        entry["docs"] += lives
-    return dict(sorted(found.items()))
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, Sequence[str]]:
+    """A column of strings as numbers, and what they stand for; NULL and "" are called unknown."""
+    coded = pc.fill_null(column, "").dictionary_encode().combine_chunks()
+    coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+    return coded.indices.to_numpy(), [str(v) or "unknown" for v in coded.dictionary.to_pylist()]
+
+
+def _by(
+    codes: np.ndarray, labels: Sequence[str], alive: np.ndarray, reasons: np.ndarray, alone: np.ndarray, names: Sequence[str]
+) -> dict[str, Any]:
+    """For each label: documents in and kept, and for each rule that took some: (failed, failed alone)."""
+    n = len(labels)
+    total, lives = np.bincount(codes, minlength=n), np.bincount(codes[alive], minlength=n)
+    failed = [np.bincount(codes[r], minlength=n) for r in reasons]
+    only = [np.bincount(codes[r], minlength=n) for r in alone]
+    found: dict[str, Any] = {}
+    for i in sorted(range(n), key=lambda i: labels[i]):
+        if total[i]:
+            rules = {name: [int(failed[r][i]), int(only[r][i])] for r, name in enumerate(names) if failed[r][i]}
+            found[labels[i]] = {"docs_in": int(total[i]), "docs": int(lives[i]), "rules": rules}
+    return found
 
 
 def write(view: Corpus, folder: Path, rules: Sequence[Rule], winner: str, keep: Keep) -> None:
-    """Writes a decision beside the view it makes: keep.npy, ledger.parquet, corpus.json."""
+    """Writes a decision beside the view it makes: keep.npy, failed.npy (both packed bits), copies.parquet, corpus.json."""
     from upslope.machine.files import atomic, write_json
 
     body = view.derive(folder)
-    with atomic(folder / "keep.npy") as temporary, open(temporary, "wb") as f:
-        np.save(f, np.packbits(keep.kept))
-    shards.write(folder / "ledger.parquet", keep.ledger)
-    body["keep"] = "keep.npy"
-    body["decisions"].append({"ledger": "ledger.parquet", "rules": [{"name": r.name, "keep": r.keep} for r in rules], "winner": winner})
+    for name, bits in (("keep.npy", keep.kept), ("failed.npy", keep.failed)):
+        with atomic(folder / name) as temporary, open(temporary, "wb") as f:
+            np.save(f, np.packbits(bits, axis=-1))
+    shards.write(folder / "copies.parquet", keep.copies)
+    body["keep"], before = "keep.npy", relative(view.path, folder)
+    said = [{"name": r.name, "keep": r.keep} for r in rules]
+    body["decisions"].append({"failed": "failed.npy", "copies": "copies.parquet", "view": before, "rules": said, "winner": winner})
     body["funnel"].append(keep.funnel)
     write_json(folder / "corpus.json", body)

@@ -1,7 +1,7 @@
 """What a data step is: four verbs that never drop a row, and one decision that does.
 
     Read       a file            → rows of raw pages (what cannot be read goes to the reject ledger)
-    Rewrite    raw or old text   → new text, row for row ("" where nothing is left)
+    Rewrite    text              → new text, row for row ("" where nothing is left)
     Annotate   text              → new columns, row for row (NULL = not computed)
     Link       text              → edges between rows that are copies of one another
     Curation   columns and edges → which rows live, and why each of the others does not
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from upslope.data.artifacts import Corpus
     from upslope.machine.context import Context
 
 
@@ -43,24 +44,13 @@ class Read(Config):
         raise NotImplementedError
 
 
-class Rewrite(Config):
-    """Turns rows into rows with new text, one for one and in order; a row with nothing left gets the text ""."""
-
-    version: ClassVar[int] = 1
-
-    def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """(text rows, columns that describe what was done)."""
-        raise NotImplementedError
-
-
-class Annotate(Open):
-    """Computes columns about rows: same rows, same order. NULL means not computed (or not meaningful), and never drops.
+class Step(Open):
+    """A step on text rows that gives columns.
 
     gives: field → Arrow type name ("int32", "float32", "bool", "string"). In rules the fields are `NAME.field`, where NAME is
     `name`, or the kind if that is empty. Floats must be finite: NaN and infinity are refused, NULL says "not computed".
     """
 
-    home: ClassVar[str] = "upslope.data.annotators"
     version: ClassVar[int] = 1
     gives: ClassVar[Mapping[str, str]] = {}
 
@@ -71,6 +61,12 @@ class Annotate(Open):
         """The name under which rules find the fields."""
         return self.name or str(getattr(type(self), "kind", type(self).__name__.lower())).rpartition(":")[2]
 
+
+class Annotate(Step):
+    """Computes columns about rows: same rows, same order. NULL means not computed (or not meaningful), and never drops."""
+
+    home: ClassVar[str] = "upslope.data.annotators"
+
     def bind(self, ctx: Context) -> Annotate:
         """The step with its inputs and outside data resolved, so that its config says everything that it depends on."""
         return self
@@ -80,18 +76,82 @@ class Annotate(Open):
         raise NotImplementedError
 
 
-class Link(Config):
-    """Finds copies. `keys` brings candidates together (any number of keys a row); `verify` measures each pair exactly.
+class Rewrite(Step):
+    """Gives rows new text, one for one and in order; a row with nothing left gets the text ""."""
 
-    A pair becomes an edge if its similarity is at least `threshold`.
+    home: ClassVar[str] = "upslope.data.rewriters"
+
+    def bind(self, ctx: Context) -> Rewrite:
+        """The step with its inputs and outside data resolved, so that its config says everything that it depends on."""
+        return self
+
+    def __call__(self, batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array | None, pa.RecordBatch]:
+        """(new texts, string; their spans, list<`shards.SPAN`>, or None where all is prose; columns `gives` about what was done)."""
+        raise NotImplementedError
+
+
+class Sketch(NamedTuple):
+    """What a link remembers of the rows of a batch.
+
+    rows (n,) int64 within the batch and keys (n,) uint64: rows that share a key are candidates. body (rows of the batch, width), of
+    one dtype: what `Link.estimate` compares. columns: `Link.gives` for the rows, or None.
     """
 
-    version: ClassVar[int] = 1
+    rows: np.ndarray
+    keys: np.ndarray
+    body: np.ndarray
+    columns: pa.RecordBatch | None = None
 
-    threshold: float = 1.0
+
+class Link(Open):
+    """Finds copies: keys bring candidates together, and a pair becomes an edge if its similarity is at least `least`.
+
+    The simplest link has `keys` and `verify`. One that overrides `sketch` and `estimate` compares bodies first: pairs whose estimate
+    is below least − `slack` are not verified, and with slack 0 the estimate is the similarity and no text is read again. A `dense`
+    link compares all rows that share a key, by `within`. gives: columns, found under `NAME.field` as those of an annotator.
+    """
+
+    home: ClassVar[str] = "upslope.data.links"
+    version: ClassVar[int] = 1
+    gives: ClassVar[Mapping[str, str]] = {}
+    dense: ClassVar[bool] = False
+
+    @property
+    def column(self) -> str:
+        """The name under which rules find the fields, and the kind of the edges."""
+        return str(getattr(type(self), "kind", type(self).__name__.lower())).rpartition(":")[2]
+
+    @property
+    def least(self) -> float:
+        """The similarity from which on a pair is an edge."""
+        return 1.0
+
+    @property
+    def slack(self) -> float | None:
+        """How far an estimate may lie below the similarity. None: there is no estimate; 0: it is the similarity."""
+        return None
+
+    def bind(self, ctx: Context, view: Corpus) -> Link:
+        """The link with all that it must know about the corpus resolved, so that its config says everything that it depends on."""
+        return self
 
     def keys(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """(row (n,) int64 within the batch, key (n,) uint64): rows that share a key are candidates."""
+        raise NotImplementedError
+
+    def sketch(self, batch: pa.RecordBatch) -> Sketch:
+        """The keys, and a body a row."""
+        import numpy as np
+
+        rows, keys = self.keys(batch)
+        return Sketch(rows, keys, np.empty((batch.num_rows, 0), np.uint8))
+
+    def estimate(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Similarity of pairs of bodies, row by row, (n,) float32."""
+        raise NotImplementedError
+
+    def within(self, bodies: np.ndarray, bucket: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For a dense link: (i, j, similarity) of the edges i < j among rows that share a key; at most about `bucket` a row."""
         raise NotImplementedError
 
     def verify(self, texts: Mapping[int, str], pairs: np.ndarray) -> np.ndarray:

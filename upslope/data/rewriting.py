@@ -1,107 +1,62 @@
-"""Extraction as map work: a shard of raw pages → a shard of text, row for row, and a sidecar about how it went."""
+"""Rewriting as map work: a `Rewrite` step on a text shard → a text shard with the same rows, and a sidecar about what was done."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
-from upslope.config import Config
+from upslope.config import Config, UsageError
+from upslope.data.annotating import checked, read_part
 from upslope.data.protocol import Rewrite
 from upslope.machine.files import digest_file
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-PAGE_FIELDS = {
-    "title": "string",
-    "codec": "string",
-    "told": "string",
-    "bad_bytes": "int32",
-    "html_bytes": "int32",
-    "link_share": "float32",
-    "code_bytes": "int32",
-    "formulas": "int32",
-    "tables": "int32",
-    "headings": "int32",
-}
-"""The sidecar `page`. codec, told: the character set and what named it; bad_bytes: bytes without meaning in it; link_share: part of the
-text that is links, NULL without text."""
-
-
-class Html(Rewrite):
-    """HTML → Markdown (`extract.html`); records that already are text pass with line ends made `\\n`.
-
-    provenance: what the rows are called: crawl or import.
-    """
-
-    provenance: str = "crawl"
-
-    def __call__(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """(rows of `shards.TEXT`, rows of `PAGE_FIELDS`) for rows of `shards.PAGE`."""
-        import pyarrow as pa
-
-        from upslope.data import shards
-
-        texts: list[dict[str, Any]] = []
-        notes: list[dict[str, Any]] = []
-        for row in batch.to_pylist():
-            text, note = self.page(row["html"], row["mime"], row["charset"])
-            same = {name: row[name] for name in ("url", "source", "date", "licence")}
-            texts.append({**text, **same, "provenance": self.provenance})
-            notes.append(note)
-        schema = pa.schema([(n, pa.type_for_alias(t)) for n, t in PAGE_FIELDS.items()])
-        return shards.rows_to_batch(texts, shards.TEXT), shards.rows_to_batch(notes, schema)
-
-    def page(self, body: bytes, mime: str, charset: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
-        """(text, spans, lang, bytes; the page's notes) of one page."""
-        from upslope.data.extract.charset import decode
-        from upslope.data.extract.html import Extracted, extract
-
-        decoded = decode(body, charset)
-        if mime == "text/html":
-            found = extract(decoded.text)
-            spans: list[dict[str, int]] | None = [{"start": s, "end": e, "kind": k} for s, e, k in found.spans]
-        else:
-            plain = decoded.text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
-            found, spans = Extracted(plain, []), None
-        # a lone surrogate (a numeric reference to one) cannot be written as UTF-8
-        clean = found.text.encode("utf-8", "replace").decode() if not found.text.isascii() else found.text
-        text = {"text": clean, "spans": spans, "lang": found.lang or None, "bytes": len(clean.encode())}
-        note = {
-            "title": found.title,
-            "codec": decoded.codec,
-            "told": decoded.told,
-            "bad_bytes": decoded.bad,
-            "html_bytes": len(body),
-            "link_share": found.link_share,
-            "code_bytes": found.code_bytes,
-            "formulas": found.formulas,
-            "tables": found.tables,
-            "headings": found.headings,
-        }
-        return text, note
+BATCH = 256
 
 
 class RewriteShard(Config):
-    """Applies a `Rewrite` to a shard: text.parquet and page.parquet, the latter bound to the former by its digest."""
+    """Applies one step to the living rows of one shard: text.parquet and columns.parquet. The other rows keep their text."""
 
     version: ClassVar[int] = 1
 
-    step: Html
-    step_version: int = Html.version
+    step: Rewrite
+    step_version: int
 
     def __call__(self, shard: Path, out: Path) -> None:
-        """shard: a page shard."""
+        """shard: a text shard, or a part (`annotating.parts`). UsageError where the step gives other rows, or spans that do not fit."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         from upslope.data import shards
 
-        texts, notes = [], []
-        for batch in pq.ParquetFile(shard).iter_batches(batch_size=128):
-            text, note = self.step(batch)
-            assert text.num_rows == note.num_rows == batch.num_rows
-            texts.append(text)
-            notes.append(note)
-        shards.write(out / "text.parquet", pa.Table.from_batches(texts))
-        shards.write(out / "page.parquet", pa.Table.from_batches(notes), {"text": digest_file(out / "text.parquet")})
+        texts, notes, at = [], [], 0
+        for batch, alive in read_part(shard, BATCH):
+            chosen = batch if alive is None else batch.filter(alive)
+            new, spans, columns = self.step(chosen)
+            if len(new) != chosen.num_rows:
+                gave = f"rewriter {self.step.column!r} gave {len(new)} texts for {chosen.num_rows}"
+                raise UsageError(f"{gave}\nway out: one for each row, in order")
+            columns = checked(self.step, columns, chosen, at)
+            rows = batch.to_pylist()
+            places = range(batch.num_rows) if alive is None else [i for i, lives in enumerate(alive.to_pylist()) if lives]
+            done: list[dict[str, object]] = [{} for _ in rows]
+            ranged = spans.to_pylist() if spans is not None else [None] * len(new)
+            for i, text, span, note in zip(places, new.to_pylist(), ranged, columns.to_pylist()):
+                size = len(text.encode())
+                ranges = None if span is None else [(s["start"], s["end"], s["kind"]) for s in span]
+                if ranges is not None and not _cover(ranges, size):
+                    where = f"rewriter {self.step.column!r}, {rows[i]['url']!r}"
+                    raise UsageError(f"{where}: the spans do not cover the {size} bytes of the text one after the other")
+                rows[i] = {**rows[i], "text": text, "spans": span, **shards.sizes(size, ranges)}
+                done[i] = note
+            texts.append(shards.rows_to_batch(rows, shards.TEXT))
+            notes.append(shards.rows_to_batch(done, columns.schema))
+            at += batch.num_rows
+        shards.write(out / "text.parquet", pa.Table.from_batches(texts, shards.TEXT))
+        name = f"{self.step.column}@{self.step_version}"
+        table = pa.Table.from_batches(notes, notes[0].schema if notes else None)
+        shards.write(out / "columns.parquet", table, {"text": digest_file(out / "text.parquet"), "step": name})
+
+
+def _cover(ranges: list[tuple[int, int, int]], size: int) -> bool:
+    """Whether ranges follow one another from 0 to `size`."""
+    ends = [0, *(end for _, end, _ in ranges)]
+    return [start for start, _, _ in ranges] == ends[:-1] and ends[-1] == size

@@ -24,9 +24,11 @@ PAGE = pa.schema(
         ("html", pa.binary()),
         ("source", pa.string()),
         ("licence", pa.string()),
+        ("record", pa.string()),
     ]
 )
-"""Raw pages. date: ISO 8601 or "". mime: text/html, or text/plain for records that hold text. charset: as the server named it."""
+"""Raw pages. date: ISO 8601 or "". mime: text/html, or text/plain for records that hold text. charset: as the server named it. record:
+where it stands in what was read: FILE@OFFSET (WARC), FILE:LINE, FILE#ROW, or the file's name."""
 
 TEXT = pa.schema(
     [
@@ -38,16 +40,18 @@ TEXT = pa.schema(
         ("provenance", pa.string()),
         ("parents", pa.list_(pa.string())),
         ("bytes", pa.int32()),
+        ("code_bytes", pa.int32()),
+        ("math_bytes", pa.int32()),
+        ("table_bytes", pa.int32()),
         ("text", pa.string()),
         ("spans", pa.list_(SPAN)),
     ]
 )
 """Text rows. lang: as declared by the document, not detected. provenance: crawl, synthetic or import. parents: what a synthetic row
-was made from. bytes: length of the text in UTF-8. spans: byte ranges that cover the text, kind 0 prose, 1 code, 2 math, 3 table;
-NULL where nobody looked, and then all of it is prose."""
+was made from. bytes: length of the text in UTF-8, of which code_bytes, math_bytes and table_bytes are in spans of these kinds. spans:
+byte ranges that cover the text, kind 0 prose, 1 code, 2 math, 3 table; NULL where nobody looked, and then all of it is prose."""
 
 REJECT = pa.schema([("file", pa.string()), ("record", pa.string()), ("why", pa.string())])
-LEDGER = pa.schema([("doc", pa.uint64()), ("rule", pa.string()), ("value", pa.string())])
 EDGE = pa.schema([("a", pa.uint64()), ("b", pa.uint64()), ("similarity", pa.float32()), ("kind", pa.string())])
 
 
@@ -78,10 +82,13 @@ def read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise UsageError(f"{path.name}: not a readable parquet file ({str(e).splitlines()[0][:120]})") from None
 
 
-def metadata(path: Path) -> dict[str, str]:
-    """The key-value metadata of a shard."""
-    meta = pq.read_schema(path).metadata or {}
-    return {k.decode(): v.decode(errors="replace") for k, v in meta.items()}
+def guard(path: Path) -> tuple[str, int]:
+    """(digest of the text that a sidecar was computed on, its rows); UsageError naming the file if it is damaged."""
+    try:
+        found = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UsageError(f"{path.name}: not a readable parquet file ({str(e).splitlines()[0][:120]})") from None
+    return (found.metadata or {}).get(b"text", b"none").decode(errors="replace"), found.num_rows
 
 
 def prose(text: bytes, spans: Sequence[Mapping[str, int]] | None) -> bytes:
@@ -89,3 +96,11 @@ def prose(text: bytes, spans: Sequence[Mapping[str, int]] | None) -> bytes:
     if spans is None:
         return text
     return b"\n\n".join(text[s["start"] : s["end"]] for s in spans if s["kind"] == PROSE)
+
+
+def sizes(size: int, spans: Sequence[tuple[int, int, int]] | None) -> dict[str, int]:
+    """The columns bytes, code_bytes, math_bytes and table_bytes of a text of `size` bytes with spans (start, end, kind)."""
+    by = [0, 0, 0, 0]
+    for start, end, kind in spans or ():
+        by[kind] += end - start
+    return {"bytes": size, "code_bytes": by[CODE], "math_bytes": by[MATH], "table_bytes": by[TABLE]}

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -15,9 +11,9 @@ import numpy as np
 
 from upslope.config import Config, Input, UsageError, canonical_json, dump
 from upslope.machine import rng as _rng
+from upslope.machine.engines import Engine, Pool, Unit
 from upslope.machine.events import Events
-from upslope.machine.files import digest_path, walk
-from upslope.machine.process import pool_worker
+from upslope.machine.files import digest_path
 from upslope.machine.stage import Artifact, Need, Paused
 
 A = TypeVar("A", bound=Artifact)
@@ -74,9 +70,10 @@ class Context:
         code: Callable[[type], str] | None = None,
         rank: int = 0,
         world: int = 1,
-        workers: int = 1,
+        engine: Engine | None = None,
     ) -> None:
-        self.out, self.work, self.seed, self.rank, self.world, self.workers = out, work, seed, rank, world, workers
+        self.out, self.work, self.seed, self.rank, self.world = out, work, seed, rank, world
+        self._engine = engine or Pool(1)
         self.events = events or Events()
         self.stopping = False
         self.facts: dict[str, Any] = {}
@@ -134,58 +131,16 @@ class Context:
         }
         key = hashlib.blake2b(canonical_json(identity), digest_size=8).hexdigest()
         folders = [self._memo / key / shard.digest[:24] for shard in shards]
-        todo = [i for i, folder in enumerate(folders) if not folder.exists()]
-        done, total = len(shards) - len(todo), len(shards)
-        if len(todo) <= 1 or self.workers <= 1:
-            pending = set(todo)
-            for i, folder in enumerate(folders):
-                if i in pending:
-                    self.check_stop()
-                    run_shard(step, shards[i].path, folder)
-                    done += 1
-                    self.events.progress(done, total, "shards")
-                yield folder
-            return
-        with ProcessPoolExecutor(min(self.workers, len(todo)), multiprocessing.get_context("fork"), pool_worker) as pool:
-            futures: dict[Future[None], int] = {pool.submit(run_shard, step, shards[i].path, folders[i]): i for i in todo}
-            waiting, ready, at = set(futures), set(range(total)) - set(todo), 0
-            while at < total:
-                while at in ready:
-                    yield folders[at]
-                    at += 1
-                if at >= total:
-                    break
-                if self.stopping:
-                    pool.shutdown(cancel_futures=True)
-                    raise Paused
-                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    ready.add(futures[future])
-                    done += 1
-                    self.events.progress(done, total, "shards")
+        units = {i: Unit(shards[i].path, folder) for i, folder in enumerate(folders) if not folder.exists()}
+        numbers, at, ready = list(units), 0, set(range(len(shards))) - units.keys()
+        for place in self._engine.run(step, list(units.values()), self.work, lambda: self.stopping):
+            ready.add(numbers[place])
+            self.events.progress(len(ready), len(shards), "shards")
+            while at in ready:
+                yield folders[at]
+                at += 1
+        yield from folders[at:]
 
     def actors(self, build: Callable[..., T], n: int, need: Need | None = None) -> list[Local]:
         """n actors; here local objects, built in this process."""
         return [Local(build(i)) for i in range(n)]
-
-
-def run_shard(step: Any, shard: Path, folder: Path) -> None:
-    """One unit of map work: into a temporary folder, then renamed; a folder that exists is whole."""
-    if folder.exists():
-        return
-    temporary = folder.parent / f".tmp-{os.getpid()}-{folder.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        step(shard, temporary)
-        for file in walk(temporary):
-            with open(file, "rb") as f:
-                os.fsync(f.fileno())
-        try:
-            os.rename(temporary, folder)
-        except OSError:  # another process was faster; its bytes are the same
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -81,3 +81,13 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
     os.replace(temporary, target)
     temporary.unlink(missing_ok=True)  # a rename onto another name of the same file does nothing
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, with forward slashes."""
+    return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+
+
+def absolute(folder: Path, path: str) -> Path:
+    """The path that `relative` described."""
+    return Path(os.path.normpath(folder.absolute() / path))

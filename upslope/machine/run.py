@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from upslope.config import UsageError, dump
 from upslope.machine import events as ev
+from upslope.machine.engines import engine
 from upslope.machine.files import digest_path, read_json, write_json
 from upslope.machine.graph import Graph, Node, resolve
 from upslope.machine.launcher import Inline, Job, Launcher, Local
@@ -104,6 +105,7 @@ def run(
     inline: bool = False,
     jobs: int = 1,
     workers: int | None = None,
+    where: str = "local",
     watch: Watch | None = None,
     stop: Stopper = lambda: 0,
     command: str = "",
@@ -112,8 +114,9 @@ def run(
 ) -> Outcome:
     """Runs or resumes a recipe.
 
-    until: stage names or globs to stop after. inline: in this process. jobs: stages at a time. workers: processes for map
-    stages. budget: a hard cap in seconds, after which the run saves and pauses (code 75).
+    until: stage names or globs to stop after. inline: in this process. jobs: stages at a time. workers: processes for map stages, or
+    tasks of an array. where: their engine (`engines.engine`). budget: a hard cap in seconds, after which the run saves and pauses
+    (code 75).
     """
     watch = watch or Watch()
     whole = resolve(recipe, source_digests(store))
@@ -133,6 +136,7 @@ def run(
     if not waiting:
         log.emit("end", code=OK)
         return outcome
+    engine(where, 1)  # an unknown one is told now
     launcher: Launcher = Inline(store.root) if inline else Local(store.root)
     workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
     running: dict[str, _Running] = {}
@@ -153,7 +157,7 @@ def run(
                 node = ready
                 del waiting[node.name]
                 resumed = store.state(node.kind, node.fp) != "absent"
-                write_job(store, node, whole.nodes, workers)
+                write_job(store, node, whole.nodes, workers, where)
                 watch.started(node, resumed)
                 log.emit("stage", name=node.name, fp=node.fp, what="resume" if resumed else "build")
                 item = _Running(node, store.folder(node.kind, node.fp) / "events")

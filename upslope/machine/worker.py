@@ -20,6 +20,7 @@ from typing import Any
 
 from upslope.config import UsageError, dump, explain_validation, find_kind, validated
 from upslope.machine.context import Context
+from upslope.machine.engines import engine
 from upslope.machine.events import Events, process_token, read
 from upslope.machine.files import read_json, write_json
 from upslope.machine.graph import Node
@@ -33,12 +34,13 @@ from upslope.machine.store import Store
 OK, FAILED, USAGE, REFUSED, UNDECIDED, PAUSED = 0, 1, 2, 3, 4, 75
 
 
-def write_job(store: Store, node: Node, nodes: dict[str, Node], workers: int) -> None:
+def write_job(store: Store, node: Node, nodes: dict[str, Node], workers: int, where: str = "local") -> None:
     """Puts down what `worker STORE FP` needs to know; paths are kept relative to home or the working folder."""
     body = {
         "kind": node.kind,
         "stage": dump(node.stage),
         "workers": workers,
+        "engine": where,
         "inputs": {field: [{"stage": n, "kind": nodes[n].kind, "fp": nodes[n].fp} for n in names] for field, names in node.inputs.items()},
     }
     write_json(store.root / "jobs" / f"{node.fp}.json", redact(body))
@@ -92,7 +94,14 @@ def work(store_root: Path | str, fp: str, wait: bool = True) -> int:
             stage = _stage(job)
             inputs = {i["stage"]: _opener(store, i["kind"], i["fp"], events) for rows in job["inputs"].values() for i in rows}
             context = Context(
-                folder / "data", folder / "work", stage.seed or 0, inputs, events, store.root / "memo", class_code, workers=job["workers"]
+                folder / "data",
+                folder / "work",
+                stage.seed or 0,
+                inputs,
+                events,
+                store.root / "memo",
+                class_code,
+                engine=engine(job["engine"], job["workers"]),
             )
             Executing.context = context
             context.stopping = Executing.asked

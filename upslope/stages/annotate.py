@@ -7,18 +7,19 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from upslope.config import Input, Wants
-from upslope.data.annotating import AnnotateShard
+from upslope.config import Input, Neutral, Wants
+from upslope.data.annotating import AnnotateShard, parts
 from upslope.data.protocol import Annotate as Step
-from upslope.machine.context import Context, Shard
+from upslope.machine.context import Context
 from upslope.machine.files import link
 from upslope.machine.stage import Artifact, Problem, Stage
 
 
 class Annotate(Stage):
-    """Applies annotators, each to every document, kept or not: what a decision drops today, another may keep tomorrow.
+    """Applies annotators. Each is remembered by shard: a new annotator, or new pages, compute only what is new.
 
-    Each is remembered by shard: a new annotator, or new pages, compute only what is new.
+    living: only to documents that still live (the others get NULL), for steps that are dear; otherwise to all of them, since what a
+    decision drops today, another may keep tomorrow.
     """
 
     kind: ClassVar[str] = "annotate"
@@ -27,6 +28,7 @@ class Annotate(Stage):
 
     corpus: Annotated[Input, Wants("Corpus")]
     steps: tuple[Step, ...] = Field(min_length=1)
+    living: Annotated[bool, Neutral(False)] = False
 
     def check(self, inputs: Mapping[str, Any]) -> list[Problem]:
         """Two annotators must not share a name."""
@@ -43,14 +45,14 @@ class Annotate(Stage):
         from upslope.data.artifacts import Corpus
 
         view = ctx.open(self.corpus, Corpus)
-        texts = [Shard(f.path, f.digest) for f in view.files()]
+        work, texts = parts(view, ctx.work / "living", self.living), view.files()
         first = shards.rows_to_batch(shards.read(texts[0].path).slice(0, 1).to_pylist() if texts else [], shards.TEXT)
         made = []
         for step in self.steps:
             bound, files = step.bind(ctx), []
             bound(first)  # what it imports and compiles is then there before workers are forked, and a step that fails, fails now
             version = type(step).version
-            for number, folder in enumerate(ctx.map(AnnotateShard(step=bound, step_version=version), texts)):
+            for number, folder in enumerate(ctx.map(AnnotateShard(step=bound, step_version=version), work)):
                 target = ctx.out / "columns" / f"{step.column}@{version}" / f"{number:05d}.parquet"
                 link(folder / "columns.parquet", target)
                 files.append(target)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from upslope.config import Duration, Input, Wants
+from upslope.config import Duration, Input, Neutral, Wants
 from upslope.machine.stage import Cost
 from upslope.train.init import Init, Scratch, materialise, restore, write_checkpoint
 from upslope.train.stage import Training
@@ -22,7 +22,7 @@ class Pretrain(Training):
 
     tokenizer: for init kind "scratch" only; a checkpoint brings its own. rows: rows a step. z_loss: weight of the squared
     log-normaliser of the logits. length: "tok" counts tokens read, "ep" passes over the shards' tokens of the mixture's
-    sources.
+    sources. packing: how documents share rows (`tokens.stream.Stream`).
     """
 
     kind: ClassVar[str] = "pretrain"
@@ -35,6 +35,7 @@ class Pretrain(Training):
     length: Duration = Duration.of("20tpp")
     rows: int = Field(default=32, ge=1)
     row_length: int = Field(default=1024, ge=2)
+    packing: Annotated[Literal["concat", "best_fit"], Neutral("concat")] = "concat"
     z_loss: float = Field(default=1e-5, ge=0)
 
     @model_validator(mode="after")
@@ -74,11 +75,11 @@ class Pretrain(Training):
             per_step = self.rows * self.row_length
             parameters = sum(p.numel() for p in model.parameters())
             steps = self.length.steps(per_step, tokens_per_epoch=held, params=parameters)
-            stream = Stream(shards, mixture, self.row_length, ctx.seed_of("stream"), total=steps * self.rows)
+            stream = Stream(shards, mixture, self.row_length, ctx.seed_of("stream"), total=steps * self.rows, packing=self.packing)
         history = self.fitted(
             ctx, trainer, lambda k: of_stream(stream, k, self.rows), Imitate(self.z_loss), steps, self.row_length, steps * per_step
         )
         epochs = {name: round(n, 4) for name, n in sorted(stream.epochs(steps * self.rows).items())}
-        ctx.fact(epochs=epochs)
+        ctx.fact(epochs=epochs, packing={name: p._asdict() for name, p in sorted(stream.packed().items())})
         ctx.say(f"{history.tokens / 1e6:.2f}M tokens through {parameters / 1e6:.2f}M parameters: {history.last('nll'):.3f} nats a token")
         return write_checkpoint(ctx.out, trainer, tokenizer)

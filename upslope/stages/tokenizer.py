@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from upslope.config import Input, UsageError, Wants
+from upslope.config import Input, Neutral, UsageError, Wants
 from upslope.machine.context import Context
 from upslope.machine.stage import Artifact, Stage
 
@@ -21,6 +21,7 @@ class TrainTokenizer(Stage):
 
     Corpora share the sample equally; what one cannot fill goes to the others. Within a corpus a document is taken if
     the hash of its text is small enough: no seed, no order, and the same documents when the corpus grows.
+    words, digits: how text is cut before merges are learnt (`tokens.tokenizer.train_bpe`).
     """
 
     kind: ClassVar[str] = "tokenizer"
@@ -30,6 +31,8 @@ class TrainTokenizer(Stage):
     corpora: Annotated[tuple[Input, ...], Wants("Corpus"), Field(min_length=1)]
     vocab_size: Annotated[int, Field(ge=261)] = 1024
     sample_bytes: Annotated[int, Field(ge=1)] = 3_000_000
+    words: Annotated[Literal["gpt2", "code"], Neutral("gpt2")] = "gpt2"
+    digits: Annotated[int, Field(ge=0), Neutral(1)] = 1
 
     def run(self, ctx: Context) -> Artifact:
         """UsageError if the corpora are empty."""
@@ -48,7 +51,7 @@ class TrainTokenizer(Stage):
                 texts.append(text)
         if not texts:
             raise UsageError(f"sample_bytes = {self.sample_bytes}: no document was taken of {sum(sizes):,} bytes\nway out: raise it")
-        tokenizer = train_bpe(texts, self.vocab_size, ctx.out)
+        tokenizer = train_bpe(texts, self.vocab_size, ctx.out, self.words, self.digits)
         probe = texts[:: 1 + len(texts) // 256]
         ratio = sum(len(t.encode()) for t in probe) / max(1, sum(map(len, tokenizer.encode_batch(probe))))
         if tokenizer.vocab_size < self.vocab_size:

@@ -7,14 +7,15 @@ Three closed forms, so that any rank can ask for any sample, a run resumes at an
   within 1 for two sources of constant weight;
 - *which block*: the tokens of a source are cut into B = ⌈tokens / length⌉ blocks (the last one runs on into the first
   documents), permuted anew in every epoch by a keyed Feistel network; unit i is block π_epoch(i mod B) of epoch ⌊i / B⌋;
-- *which documents*: a search in the offsets; every document of a block is a segment that attention does not leave.
+- *which documents*: a search in the offsets; every document of a block is a segment that attention does not leave. With packing
+  `best_fit` a block is a row of the plan of `packing.best_fit` instead, and no document that fits into a row is cut.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from upslope.config import UsageError
 from upslope.machine.rng import seed_of
 from upslope.tokens.mixture import Mixture
+from upslope.tokens.packing import Plan, best_fit
 from upslope.tokens.shards import TokenShards, unknown_source
 
+Packing = Literal["concat", "best_fit"]
 WINDOW = 4096
 ROUNDS = 6
 MASK = (1 << 64) - 1
@@ -40,11 +43,18 @@ class Piece(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One row of `length` tokens. ids: (length,) i32; seg: (length,) i32, 0..S-1, rising; pieces: one per segment, in order."""
+    """One row of `length` tokens, or fewer where it is packed. ids: (n,) i32; seg: (n,) i32, 0..S-1, rising; pieces: one per segment."""
 
     ids: NDArray[np.int32]
     seg: NDArray[np.int32]
     pieces: tuple[Piece, ...]
+
+
+class Packed(NamedTuple):
+    """fill: tokens / room of the rows. cut: share of documents that are in more than one piece."""
+
+    fill: float
+    cut: float
 
 
 class _Source(NamedTuple):
@@ -54,6 +64,7 @@ class _Source(NamedTuple):
     offsets: NDArray[np.int64]
     docs: NDArray[np.uint64]
     blocks: int
+    plan: Plan | None
     most: float  # units that its cap allows
 
 
@@ -66,14 +77,17 @@ class _Window(NamedTuple):
 class Stream:
     """Samples of `length` tokens, drawn from shards by a mixture.
 
-    total: samples in the run, where progress reaches 1; by default what the mixture planned, ⌈tokens / length⌉.
+    total: samples in the run, where progress reaches 1; by default what the mixture planned, ⌈tokens / length⌉. packing: `concat` fills
+    every row and cuts documents at its ends; `best_fit` cuts none that fits.
     UsageError for a source that is missing, empty or in two shards, and for a cap that the run would exceed (where the
     mixture refuses; else see `over`).
 
     Source: Luby and Rackoff 1988 (Feistel permutations); Webster's divisor method for the order of sources.
     """
 
-    def __init__(self, shards: Sequence[TokenShards], mixture: Mixture, length: int, seed: int, total: int | None = None) -> None:
+    def __init__(
+        self, shards: Sequence[TokenShards], mixture: Mixture, length: int, seed: int, total: int | None = None, packing: Packing = "concat"
+    ) -> None:
         if length < 1:
             raise UsageError(f"stream length = {length}: must be ≥ 1 token")
         self.length, self.seed, self.mixture = length, seed, mixture
@@ -94,10 +108,11 @@ class Stream:
             tokens = shard.tokens(name)
             if len(tokens) == 0:
                 raise UsageError(f"source {name!r} has a weight but no tokens\nway out: leave it out of the mixture")
-            most = mixture.caps.get(name, np.inf) * len(tokens) / length
-            self.sources.append(
-                _Source(name, homes[name], tokens, shard.offsets(name), shard.docs(name), -(-len(tokens) // length), float(np.ceil(most)))
-            )
+            offsets = shard.offsets(name)
+            plan = best_fit(np.diff(offsets), length) if packing == "best_fit" else None
+            most = mixture.caps.get(name, np.inf) * (plan.rows if plan else len(tokens) / length)
+            blocks = plan.rows if plan else -(-len(tokens) // length)
+            self.sources.append(_Source(name, homes[name], tokens, offsets, shard.docs(name), blocks, plan, float(np.ceil(most))))
         self._windows: OrderedDict[int, _Window] = OrderedDict()
         if mixture.refuses and (exceeded := self.over()):
             lines = [f"{s}: {self.epochs(self.total)[s]:.2f} epochs, at most {mixture.caps[s]:g}" for s in exceeded[:3]]
@@ -123,7 +138,8 @@ class Stream:
                 "way out: stop the run here, or raise the cap in the mix stage"
             )
         epoch, position = divmod(unit, source.blocks)
-        return self._cut(source, permute(position, source.blocks, seed_of(self.seed, "blocks", source.name, epoch)))
+        block = permute(position, source.blocks, seed_of(self.seed, "blocks", source.name, epoch))
+        return self._row(source, source.plan, block) if source.plan else self._cut(source, block)
 
     def counts(self, k: int) -> dict[str, int]:
         """Samples of each source among the first k."""
@@ -132,8 +148,13 @@ class Stream:
         return {s.name: int(n) for s, n in zip(self.sources, taken, strict=True)}
 
     def epochs(self, k: int) -> dict[str, float]:
-        """How many times the first k samples go through each source: samples · length / tokens."""
-        return {s.name: n * self.length / len(s.tokens) for s, n in zip(self.sources, self.counts(k).values(), strict=True)}
+        """How many times the first k samples go through each source: samples · length / tokens, or samples / rows of its plan."""
+        passes = [s.plan.rows if s.plan else len(s.tokens) / self.length for s in self.sources]
+        return {s.name: n / p for s, n, p in zip(self.sources, self.counts(k).values(), passes, strict=True)}
+
+    def packed(self) -> dict[str, Packed]:
+        """How well each source fills its rows, over one epoch."""
+        return {s.name: _packed(s, self.length) for s in self.sources}
 
     def over(self) -> list[str]:
         """Sources whose cap the run of `total` samples exceeds."""
@@ -173,6 +194,19 @@ class Stream:
             self._windows.popitem(last=False)
         return found
 
+    def _row(self, source: _Source, plan: Plan, row: int) -> Sample:
+        """Row `row` of a source's plan."""
+        pieces: list[Piece] = []
+        ids: list[NDArray[np.int32]] = []
+        seg: list[NDArray[np.int32]] = []
+        for p in range(int(plan.starts[row]), int(plan.starts[row + 1])):
+            doc, begin, end = int(plan.doc[p]), int(plan.begin[p]), int(plan.end[p])
+            first = int(source.offsets[doc])
+            ids.append(np.asarray(source.tokens[first + begin : first + end], np.int32))
+            seg.append(np.full(end - begin, len(pieces), np.int32))
+            pieces.append(Piece(source.name, source.shard, int(source.docs[doc]), begin, end))
+        return Sample(np.concatenate(ids), np.concatenate(seg), tuple(pieces))
+
     def _cut(self, source: _Source, block: int) -> Sample:
         """Block `block` of a source: tokens [block · length, (block + 1) · length), running on into the first ones."""
         n = len(source.tokens)
@@ -193,6 +227,15 @@ class Stream:
                 pieces.append(Piece(source.name, source.shard, int(source.docs[d]), a - begin, b - begin))
             filled += stop - start
         return Sample(ids, seg, tuple(pieces))
+
+
+def _packed(source: _Source, length: int) -> Packed:
+    sizes = np.diff(source.offsets)
+    docs = int((sizes > 0).sum())
+    if source.plan:
+        return Packed(float(source.plan.tokens().sum() / (source.plan.rows * length)), source.plan.cut() / max(1, docs))
+    first, last = source.offsets[:-1] // length, (source.offsets[1:] - 1) // length
+    return Packed(1.0, int(((first != last) & (sizes > 0)).sum()) / max(1, docs))
 
 
 def permute(i: int, n: int, key: int) -> int:

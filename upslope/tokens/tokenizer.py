@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from upslope.config import UsageError
 from upslope.machine.files import atomic, digest_file, read_json, write_json, write_text
@@ -17,6 +17,7 @@ from upslope.tokens.template import CHAT_TEMPLATE, END_THINK, EOS, IM_END, IM_ST
 if TYPE_CHECKING:
     import tokenizers
 
+CODE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -120,14 +121,20 @@ class Tokenizer(Artifact):
         return Tokenizer.load(folder)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
+Words = Literal["gpt2", "code"]
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path, words: Words = "gpt2", digits: int = 1) -> Tokenizer:
     """Learns byte-level BPE and writes the HF folder.
 
-    Every text is cut into digits (one token each) and GPT-2 words, no merge crosses a cut; merges are learnt by pair
-    frequency until the vocabulary is full or no pair occurs twice, so `.vocab_size` may be smaller than asked.
-    The result depends on the texts and the size alone. vocab_size: at least 261 (256 bytes and 5 special tokens).
+    Every text is cut into digits and words, no merge crosses a cut; merges are learnt by pair frequency until the vocabulary is full or no
+    pair occurs twice, so `.vocab_size` may be smaller than asked. The result depends on the texts and the settings alone.
 
-    Source: Sennrich et al., 1508.07909; GPT-2's byte-level alphabet; digit splitting as in Llama and DeepSeek.
+    vocab_size: at least 261 (256 bytes and 5 special tokens). words: `gpt2`, where of several blanks the last one joins the next word; or
+    `code`, where indentation and line ends stay whole, and punctuation takes the line end that follows it. digits: digits a token, from
+    the left: 1 (Llama 2, DeepSeek), 3 (GPT-4, Llama 3), or 0 = as many as are there.
+
+    Source: Sennrich et al., 1508.07909; GPT-2's byte-level alphabet; the cuts of `code` are those of cl100k_base.
     """
     import tokenizers as hf
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -136,9 +143,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     if vocab_size < smallest:
         raise UsageError(f"vocab_size = {vocab_size}: must be at least {smallest} (256 bytes and {len(SPECIALS)} special tokens)")
     bpe = hf.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([*_cuts(words, digits), pre_tokenizers.ByteLevel(False, use_regex=words == "gpt2")])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -155,6 +160,19 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> Tokenizer:
     write_json(folder / "tokenizer_config.json", hf_config())
     write_json(folder / "special_tokens_map.json", {"eos_token": EOS, "pad_token": EOS, "additional_special_tokens": [IM_START, IM_END]})
     return Tokenizer.load(folder)
+
+
+def _cuts(words: Words, digits: int) -> list[Any]:
+    """What cuts a text before its bytes are looked at."""
+    from tokenizers import Regex, pre_tokenizers
+
+    if digits == 1:
+        number: Any = pre_tokenizers.Digits(individual_digits=True)
+    else:
+        number = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{digits}}}" if digits else r"\p{N}+"), "isolated")
+    if words == "gpt2":
+        return [number]
+    return [number, pre_tokenizers.Split(Regex(CODE), "isolated")]
 
 
 def hf_config() -> dict[str, Any]:

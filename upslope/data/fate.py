@@ -1,0 +1,111 @@
+"""What became of a page: rejected at ingest, dropped (by which rules, with which values, as a copy of what), or kept."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from upslope.config import UsageError
+from upslope.data import shards
+from upslope.machine.files import absolute
+
+if TYPE_CHECKING:
+    from upslope.data.artifacts import Corpus
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One rule that a document failed: the rule's predicate and the values it saw."""
+
+    rule: str
+    keep: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of a page. doc: None where it never became a row (rejected at ingest)."""
+
+    doc: int | None
+    url: str
+    kept: bool
+    failures: tuple[Failure, ...] = ()
+    rejected: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.url or '(no url)'}" + (f" · document {self.doc}" if self.doc is not None else "")
+        if self.rejected:
+            return f"{name}: {'kept in part' if self.doc is not None else 'rejected at ingest'}: {self.rejected}"
+        if self.kept:
+            return f"{name}: kept; it failed no rule"
+        lines = [f"{name}: dropped by {len(self.failures)} rule{'s' * (len(self.failures) != 1)}"]
+        return "\n".join(lines + [f"  {f.rule}: {f.value} where it must hold that {f.keep}" for f in self.failures])
+
+
+def why(corpus: Corpus, what: str | int) -> list[Fate]:
+    """The fates of a page, by URL or document number; UsageError with the nearest URL where there is none."""
+    from upslope.data.artifacts import doc_id
+
+    found: list[tuple[int, str]] = []
+    wanted = int(what) if isinstance(what, int) or what.isdigit() else None
+    urls: list[str] = []
+    for number, file in enumerate(corpus.files()):
+        column = shards.read(file.path, ["url"])["url"].to_pylist()
+        for row, url in enumerate(column):
+            doc = doc_id(number, row)
+            if doc == wanted or (wanted is None and url == what):
+                found.append((doc, url or ""))
+        urls += [u for u in column if u]
+    fates = of(corpus, found) + _rejected(corpus, str(what))
+    if not fates:
+        near = difflib.get_close_matches(str(what), urls[:50000], n=2, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{corpus.rows} documents are numbered shard << 32 | row"
+        raise UsageError(f"no page {what!r} in this corpus\n{hint}")
+    return fates
+
+
+def of(corpus: Corpus, pages: list[tuple[int, str]]) -> list[Fate]:
+    """The fates of documents (number, URL)."""
+    if not pages:
+        return []
+    docs = np.array([doc for doc, _ in pages], np.uint64)
+    at = np.searchsorted(corpus.docs(), docs)
+    failures: list[list[Failure]] = [[] for _ in pages]
+    for decision in corpus.body["decisions"]:
+        for found, more in zip(failures, _failures(corpus, decision, docs, at)):
+            found += more
+    kept = corpus.kept()[at]
+    return [Fate(doc, url, bool(k), tuple(f)) for (doc, url), k, f in zip(pages, kept, failures)]
+
+
+def _failures(corpus: Corpus, decision: dict[str, Any], docs: np.ndarray, at: np.ndarray) -> list[list[Failure]]:
+    """What one decision says of documents at places `at` of the view."""
+    from upslope.data.artifacts import Corpus
+    from upslope.data.curation import DUPLICATE, Rule, values
+
+    packed = np.load(absolute(corpus.path, decision["failed"]), mmap_mode="r")
+    bits = (packed[:, at // 8] >> (7 - at % 8).astype(np.uint8)) & 1
+    rules = [Rule(**r) for r in decision["rules"]]
+    said = values(Corpus(absolute(corpus.path, decision["view"])), rules, docs) if bits[:-1].any() else [[""] * len(rules)] * len(docs)
+    copies = shards.read(absolute(corpus.path, decision["copies"]))
+    found: list[list[Failure]] = []
+    for i, doc in enumerate(docs.tolist()):
+        mine = [Failure(r.name, r.keep, said[i][k]) for k, r in enumerate(rules) if bits[k, i]]
+        if bits[-1, i]:
+            other = copies["of"][pc.index(copies["doc"], doc).as_py()].as_py()
+            mine.append(Failure(DUPLICATE, f"it is the first of its copies by {decision['winner']}", f"copy of {other}"))
+        found.append(mine)
+    return found
+
+
+def _rejected(corpus: Corpus, url: str) -> list[Fate]:
+    from upslope.data.artifacts import Pages
+
+    if not corpus.body["pages"]:
+        return []
+    rows = Pages(absolute(corpus.path, corpus.body["pages"])).rejects().to_pylist()
+    return [Fate(None, r["record"], False, rejected=r["why"]) for r in rows if r["record"].rpartition(" ")[2] == url]
