@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upslope.cli.data import data_app
+from upslope.cli.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
+from upslope.cli.running import parse_budget, run_draft, write_report
 from upslope.cli.tables import emit, size, table
-from upslope.config import FrozenDict, UsageError, dump
+from upslope.config import FrozenDict, dump
 
 if TYPE_CHECKING:
     from upslope.machine.graph import Graph
@@ -30,11 +29,8 @@ app = typer.Typer(
     help="Train a language model the way the published frontier recipes do, and find out which changes are worth keeping.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look into data: check, funnel.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
-StoreOption = Annotated[Path, typer.Option("--store", envvar="UPSLOPE_STORE", help="Folder that holds all artifacts and runs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. pretrain.optim.lr=0.01 or 'eval_*.seed=1'.")
 ]
@@ -44,13 +40,6 @@ DataParam = Annotated[str | None, typer.Option("--data", help="finetune: your ch
 RewardParam = Annotated[str | None, typer.Option("--reward", help="finetune: your scoring function, file.py:name.")]
 SizeParam = Annotated[str | None, typer.Option("--size", help="A lab's preset at this size: tiny, 1M, 10M, ...")]
 SeedParam = Annotated[int | None, typer.Option("--seed", help="Seed of the whole recipe.")]
-DEFAULT_STORE = Path("store")
-
-
-def _store(path: Path) -> Store:
-    from upslope.machine.store import Store
-
-    return Store(path)
 
 
 def _draft(recipe: str, sets: list[str] | None, place: Path, seed: int | None = None, **params: str | None) -> Draft:
@@ -60,7 +49,7 @@ def _draft(recipe: str, sets: list[str] | None, place: Path, seed: int | None = 
     if model and not Path(model).exists() and "model" in parameters(recipe):  # a run's model, by name
         from upslope.cli.models import find_model
 
-        params["model"] = str(find_model(model, _store(place)).folder)
+        params["model"] = str(find_model(model, open_store(place)).folder)
     assigned = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
     return load(recipe, assigned, **{k: v for k, v in params.items() if v is not None})
 
@@ -99,42 +88,12 @@ def _home(
         "  upslope presets          recipes that come with it\n\n"
         "  upslope --help           all verbs\n"
     )
-    store = _store(DEFAULT_STORE)
+    store = open_store(DEFAULT_STORE)
     names = store.runs() if store.root.is_dir() else []
     if names:
         record = store.record(names[-1])
         done = sum(s.state == "sealed" for s in record.stages)
         print(f"newest run: {record.name}, {done} of {len(record.stages)} stages done")
-
-
-@contextmanager
-def _stopper() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM ask the run to save and pause; a second one ends it at once."""
-    level = [0]
-
-    def handler(*_: Any) -> None:
-        level[0] += 1
-
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield level
-    finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)
-
-
-def parse_budget(text: str | None) -> float | None:
-    """Seconds of "90s", "5m", "2h" or a bare number of seconds."""
-    if text is None:
-        return None
-    scale = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:])
-    try:
-        value = float(text[:-1]) * scale if scale else float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"--budget {text!r}: write a time such as 90s, 5m or 2h")
-    return value
 
 
 @app.command()
@@ -157,84 +116,18 @@ def run(
     json_: JsonOption = False,
 ) -> None:
     """Run or resume a recipe."""
-    from upslope.cli.watch import Lines, seconds
-    from upslope.machine import run as machine
-    from upslope.machine.privacy import redact
-
-    cap = parse_budget(budget)
-    draft = _draft(recipe, set_, store, seed, size=size, model=model, data=data, reward=reward)
-    place = _store(store)
-    graph = _graph(draft, place)
-    for note in draft.notes:
-        print(note, file=sys.stderr)
-    if rebuild:
-        machine.rebuild(place, graph, tuple(rebuild))
-    watch = Lines(sys.stderr if json_ else sys.stdout)
-    command = redact(shlex.join(["upslope", *(a for a in sys.argv[1:] if a != "--debug")]))
-    with _stopper() as level:
-        outcome = machine.run(
-            draft.recipe,
-            place,
-            until=tuple(to or ()),
-            inline=inline,
-            jobs=jobs,
-            workers=workers,
-            where=engine,
-            watch=watch,
-            stop=lambda: level[0],
-            command=command,
-            overrides={k: str(v) for k, v in draft.origins.items()},
-            budget=cap,
-        )
-    import time
-
-    took = time.monotonic() - watch.began
-    report = None
-    if outcome.built:
-        report = _report(place, outcome.name)
-    if json_:
-        emit(
-            {
-                "run": outcome.name,
-                "code": outcome.code,
-                "built": outcome.built,
-                "reused": outcome.reused,
-                "errors": outcome.errors,
-                "seconds": took,
-                "report": report,
-            }
-        )
-    elif outcome.code == machine.OK:
-        if not outcome.built:
-            print(f"{len(outcome.reused)} of {len(outcome.reused)} reused, {took:.1f} s")
-        else:
-            print(f"\n{outcome.name}: done in {seconds(took)}" + (f", report in {report}" if report else ""))
-            _next_steps(outcome.name, draft.recipe.stages)
-    elif outcome.code == machine.PAUSED:
-        print(f"\n{outcome.name}: stopped after {seconds(took)}; the same command continues")
-    raise typer.Exit(outcome.code)
-
-
-def _report(place: Store, name: str) -> str | None:
-    """Writes report.html beside the run; a report that cannot be written never fails the run."""
-    try:
-        from upslope.report.html import write
-
-        path = place.root / "runs" / name / "report.html"
-        write(place.record(name), path)
-        return str(path)
-    except Exception as e:
-        print(f"the report could not be written: {type(e).__name__}: {e}", file=sys.stderr)
-        return None
-
-
-def _next_steps(name: str, stages: Any) -> None:
-    if not any(getattr(type(s), "makes", "") in ("Checkpoint", "Release") for s in stages.values()):
-        return
-    print("\nnext:")
-    print("  upslope run finetune --model ./your-hf-folder --data chats.jsonl --reward score.py:score     your model")
-    print(f"  upslope chat {name}" + " " * max(1, 78 - len(name)) + "talk to this one")
-    print(f"  upslope show {name} --open" + " " * max(1, 71 - len(name)) + "its report")
+    run_draft(
+        _draft(recipe, set_, store, seed, size=size, model=model, data=data, reward=reward),
+        store,
+        to=tuple(to or ()),
+        rebuild=tuple(rebuild or ()),
+        inline=inline,
+        jobs=jobs,
+        workers=workers,
+        engine=engine,
+        budget=parse_budget(budget),
+        json_=json_,
+    )
 
 
 @app.command()
@@ -256,7 +149,7 @@ def plan(
     from upslope.machine import run as machine
 
     draft = _draft(recipe, set_, store, seed, size=size, model=model, data=data, reward=reward)
-    place = _store(store)
+    place = open_store(store)
     graph = _graph(draft, place)
     steps = machine.plan(graph, place)
     if json_:
@@ -316,7 +209,7 @@ def plan(
 @app.command()
 def ls(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
     """Runs, newest first."""
-    place = _store(store)
+    place = open_store(store)
     rows = []
     for name in reversed(place.runs()):
         record = place.record(name)
@@ -354,7 +247,7 @@ def show(
     from upslope.machine.run import record
     from upslope.report.text import summary
 
-    place = _store(store)
+    place = open_store(store)
     seen = record(place, run_)
     if samples:
         from upslope.cli.look import rollouts
@@ -375,7 +268,7 @@ def show(
     if open_:
         import webbrowser
 
-        path = _report(place, seen.name)
+        path = write_report(place, seen.name)
         if path:
             print(f"report: {path}")
             if sys.stdout.isatty():
@@ -393,7 +286,7 @@ def why(
     """Why a stage is built or reused, or a page was kept or dropped."""
     from upslope.cli.look import why_anything
 
-    text, body = why_anything(what, recipe, set_ or [], _store(store))
+    text, body = why_anything(what, recipe, set_ or [], open_store(store))
     emit(body) if json_ else print(text)
 
 
@@ -408,7 +301,7 @@ def compare(
     """Two recipes: the knobs. Two runs: knobs, first difference, paired results, cost."""
     from upslope.cli.look import compare_anything
 
-    text, body = compare_anything(left, right, _store(store), csv)
+    text, body = compare_anything(left, right, open_store(store), csv)
     emit(body) if json_ else print(text)
 
 
@@ -439,7 +332,10 @@ def import_(
     stage = build_stage({"kind": "import", "form": {"kind": form, "source": source}}, "import")
     recipe = Recipe(name=as_, stages=FrozenDict({"import": stage}))
     outcome = run_recipe(
-        recipe, _store(store), watch=Lines(sys.stderr if json_ else sys.stdout), command=f"upslope import {Path(source).name} --as {as_}"
+        recipe,
+        open_store(store),
+        watch=Lines(sys.stderr if json_ else sys.stdout),
+        command=f"upslope import {Path(source).name} --as {as_}",
     )
     if json_:
         emit({"run": outcome.name, "code": outcome.code, "errors": outcome.errors})
@@ -461,7 +357,7 @@ def export(
     """Weights for other tools; a model that no gate decided on is stamped ungated."""
     from upslope.cli.models import export_model
 
-    body = export_model(what, folder, form, dtype, verify, _store(store))
+    body = export_model(what, folder, form, dtype, verify, open_store(store))
     emit(body) if json_ else print(body["line"])
 
 
@@ -479,10 +375,10 @@ def chat(
     from upslope.cli.talk import answer_once, talk
 
     if prompt is not None:
-        reply = answer_once(model, prompt, system, think, temperature, _store(store))
+        reply = answer_once(model, prompt, system, think, temperature, open_store(store))
         emit(reply) if json_ else print(reply["answer"])
     else:
-        talk(model, system, think, temperature, _store(store))
+        talk(model, system, think, temperature, open_store(store))
 
 
 @app.command()
@@ -516,7 +412,7 @@ def gc(
     """Free space; shows what could go, and removes it only with --apply."""
     from upslope.machine import gc as collector
 
-    place = _store(store)
+    place = open_store(store)
     if damaged:
         moved = collector.set_damaged_aside(place)
         emit({"damaged": moved}) if json_ else print("\n".join(f"moved aside: {m}" for m in moved) or "no damaged artifacts")
@@ -542,7 +438,7 @@ def doctor(store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> Non
     """What this machine has, what works, and how to mend what does not."""
     from upslope.cli.look import diagnose
 
-    rows = diagnose(_store(store))
+    rows = diagnose(open_store(store))
     emit([{"what": w, "found": f, "remedy": r} for w, f, r in rows]) if json_ else print(table(rows))
 
 
@@ -552,25 +448,3 @@ def worker(store: Path, fp: str) -> None:
     from upslope.machine.worker import main as work
 
     raise typer.Exit(work([str(store), fp]))
-
-
-@data_app.command("check")
-def data_check(file: Path, json_: JsonOption = False) -> None:
-    """What shape a file has, how its fields map, three rows, bad rows by line."""
-    from dataclasses import asdict
-
-    from upslope.data.check import check
-
-    shape = check(file)
-    emit(asdict(shape)) if json_ else print(shape.render())
-
-
-@data_app.command("funnel")
-def data_funnel(
-    run_: Annotated[str | None, typer.Argument(metavar="[RUN]")] = None, store: StoreOption = DEFAULT_STORE, json_: JsonOption = False
-) -> None:
-    """How many pages were left after each step, and what each rule dropped."""
-    from upslope.cli.look import funnel
-
-    text, body = funnel(run_, _store(store))
-    emit(body) if json_ else print(text)

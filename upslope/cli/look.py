@@ -84,21 +84,10 @@ def _drift(stage: StageRecord) -> list[str]:
     return sorted(f for f in recorded.keys() | now.keys() if recorded.get(f) != now.get(f)) if recorded else []
 
 
-def _corpora(seen: RunRecord) -> list[StageRecord]:
-    """Sealed corpora of a run that come from pages, the most decided first."""
-    return [s for s in reversed(seen.stages) if s.state == "sealed" and s.kind in ("curate", "dedup", "annotate", "extract")]
-
-
 def _why_page(what: str, store: Store) -> Answer:
-    from upslope.data.artifacts import Corpus
-    from upslope.machine.run import record
+    from upslope.cli.corpora import find_corpus
 
-    seen = record(store)
-    stages = sorted(_corpora(seen), key=lambda s: s.kind != "curate")
-    if not stages:
-        raise UsageError(f"run {seen.name} has no corpus yet, so nothing is known of {what!r}")
-    corpus = Corpus.load(stages[0].data)
-    fates = corpus.why(what)
+    fates = find_corpus(None, store)[1].why(what)
     return "\n".join(str(f) for f in fates), [asdict(f) for f in fates]
 
 
@@ -223,20 +212,6 @@ def rollouts(seen: RunRecord, which: str, count: int = 8) -> str:
     return f"{seen.name}/{stages[-1].name}\n\n" + "\n\n".join(
         str(s) for s in traces.samples(cast(Literal["best", "worst", "changed"], which), count)
     )
-
-
-def funnel(run: str | None, store: Store) -> Answer:
-    """The life of the run's corpus, step by step, with what each rule dropped."""
-    from upslope.data.artifacts import Corpus
-    from upslope.data.funnel import render
-    from upslope.machine.run import record
-
-    seen = record(store, run)
-    stages = _corpora(seen)
-    if not stages:
-        raise UsageError(f"run {seen.name} has no corpus yet")
-    corpus = Corpus.load(stages[0].data)
-    return render(corpus.funnel()), corpus.funnel()
 
 
 def found_here() -> str:

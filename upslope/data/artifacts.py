@@ -86,6 +86,12 @@ class Pages(Artifact):
         """The licences of the pages, sorted; "unknown" where a page names none."""
         return _licences(self.batches(("licence",)))
 
+    def page(self, doc: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Columns of one page, by the number that its document has."""
+        table = shards.read(self.files()[doc >> 32].path, columns)
+        row: dict[str, Any] = table.slice(doc & 0xFFFFFFFF, 1).to_pylist()[0]
+        return row
+
     def batches(self, columns: Sequence[str] = ("doc", "url", "html")) -> Iterator[pa.RecordBatch]:
         """Pages in document order."""
         for number, file in enumerate(self.files()):
@@ -122,9 +128,13 @@ class Corpus(Artifact):
         """The folders of the artifacts that this view points at."""
         return tuple(absolute(self.path, r) for r in self.body["refs"])
 
+    @cached_property
+    def _files(self) -> list[File]:
+        return [File(absolute(self.path, s["file"]), s["rows"], s["digest"]) for s in self.body["text"]]
+
     def files(self) -> list[File]:
         """The text shards, in order; shard number = position."""
-        return [File(absolute(self.path, s["file"]), s["rows"], s["digest"]) for s in self.body["text"]]
+        return self._files
 
     @property
     def rows(self) -> int:
@@ -190,28 +200,47 @@ class Corpus(Artifact):
         _belongs(name, number, path, file)
         return shards.read(path)
 
-    def table(self, columns: Sequence[str], every: bool = False) -> pa.Table:
-        """Columns of all kept rows (with every=True, of all rows) at once, in document order, read in parallel; dotted names stay flat."""
+    def table(self, columns: Sequence[str], every: bool = False, coded: Sequence[str] = ()) -> pa.Table:
+        """Columns of all kept rows (with every=True, of all rows) at once, in document order, read in parallel; dotted names stay flat.
+
+        coded: string columns of few different values, which come as dictionaries.
+        """
+        table = self._table(columns, coded, range(len(self.files())))
+        return table if every or not self.body["keep"] else table.filter(pa.array(self.kept()))
+
+    def slices(self, columns: Sequence[str], rows: int, coded: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """`table` of kept rows, in slices of whole shards that hold at least `rows` rows (the last one may hold fewer)."""
+        numbers: list[int] = []
+        size = at = 0
+        for number, file in enumerate(self.files()):
+            numbers.append(number)
+            size += file.rows
+            if size >= rows or number == len(self.files()) - 1:
+                table = self._table(columns, coded, numbers)
+                yield table if not self.body["keep"] else table.filter(pa.array(self.kept()[at : at + size]))
+                numbers, size, at = [], 0, at + size
+
+    def _table(self, columns: Sequence[str], coded: Sequence[str], numbers: Sequence[int]) -> pa.Table:
+        """Columns of whole shards."""
         out: dict[str, pa.ChunkedArray] = {}
-        files = self.files()
+        files = [self.files()[n] for n in numbers]
         own = [c for c in columns if c in shards.TEXT.names]
         homes: dict[str, list[str]] = {}
         for c in columns:
             if c not in own:
                 homes.setdefault(c.partition(".")[0], []).append(c)
         if own:
-            found = _scan([f.path for f in files], own, shards.TEXT)
+            found = _scan([f.path for f in files], own, shards.TEXT, coded)
             out.update({c: found[c] for c in own})
         for name, dotted in homes.items():
             entry = self._column(name)
-            paths = [absolute(self.path, f) for f in entry["files"]]
-            for number, (path, file) in enumerate(zip(paths, files)):
+            paths = [absolute(self.path, entry["files"][n]) for n in numbers]
+            for number, path, file in zip(numbers, paths, files):
                 _belongs(name, number, path, file)
             schema = pa.schema([(f, pa.type_for_alias(t)) for f, t in entry["fields"].items()])
-            found = _scan(paths, [c.partition(".")[2] for c in dotted], schema)
+            found = _scan(paths, [c.partition(".")[2] for c in dotted], schema, [c.partition(".")[2] for c in coded if c in dotted])
             out.update({c: found[c.partition(".")[2]] for c in dotted})
-        table = pa.table({c: out[c] for c in columns})
-        return table if every or not self.body["keep"] else table.filter(pa.array(self.kept()))
+        return pa.table({c: out[c] for c in columns})
 
     def take(self, docs: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Columns of some documents (n,) uint64, kept or not, in the order asked; dotted names stay flat. Reads only their shards."""
@@ -403,13 +432,15 @@ class Corpus(Artifact):
         return cls.create(folder, files, [{"step": "text", "docs": len(rows), "bytes": sum(r["bytes"] for r in rows)}])
 
 
-def _scan(paths: Sequence[Path], columns: Sequence[str], schema: pa.Schema) -> pa.Table:
+def _scan(paths: Sequence[Path], columns: Sequence[str], schema: pa.Schema, coded: Sequence[str]) -> pa.Table:
     """Columns of many parquet files, in order, read by all cores."""
-    wanted = pa.schema([schema.field(c) for c in columns])
+    few = pa.dictionary(pa.int32(), pa.string())
+    wanted = pa.schema([(c, few if c in coded and schema.field(c).type == pa.string() else schema.field(c).type) for c in columns])
     if not paths:
         return wanted.empty_table()
+    form = pyarrow.dataset.ParquetFileFormat(dictionary_columns={c for c in columns if c in coded})
     try:
-        return pyarrow.dataset.dataset([str(p) for p in paths], schema=wanted, format="parquet").to_table()
+        return pyarrow.dataset.dataset([str(p) for p in paths], schema=wanted, format=form).to_table()
     except (pa.ArrowInvalid, OSError) as e:
         raise UsageError(f"{paths[0].parent.name}: not readable parquet files ({str(e).splitlines()[0][:120]})") from None
 

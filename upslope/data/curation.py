@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,7 @@ from upslope.config import UsageError
 from upslope.data import shards
 from upslope.data.links import components
 from upslope.data.protocol import Rule
+from upslope.data.tally import kinds, tally
 from upslope.machine.files import relative
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ UNSTABLE = frozenset(
     }
 )
 SHOWN = 80
+SLICE = 1 << 20
 
 
 class Keep(NamedTuple):
@@ -130,37 +132,31 @@ def decide(view: Corpus, rules: Sequence[Rule], winner: str = "doc") -> Keep:
     parsed = parse(rules, winner)
     refs = [_resolve(view, f"rule {r.name!r}", columns) for r, columns in zip(rules, parsed)]
     order = _resolve(view, "winner", parsed[-1])
-    living = view.kept()
-    docs = view.docs()[living]
-    language = "langid.lang" if "lang" in view.fields().get("langid", {}) else "lang"
-    sizes = ("bytes", "code_bytes", "math_bytes", "table_bytes")
-    wanted = dict.fromkeys([*sizes, "source", language, *(c for columns in refs for c in columns)])
-    names = [r.name for r in rules] + [DUPLICATE]
-    with duckdb.connect(":memory:") as db:
-        _lock(db)
-        table = view.table([c for c in wanted if c != "doc"])
-        db.register("documents", nested(table, docs))
-        failed, unknown = _evaluate(db, rules, docs.size)
-        losers, winners = _copies(view, docs, np.asarray(failed.any(axis=0)), winner, order)
-    reasons = np.concatenate([failed, losers[None]])
-    alive: np.ndarray = np.asarray(~reasons.any(axis=0))
-    place = np.flatnonzero(living)
-    kept = np.zeros(view.rows, bool)
-    kept[place[alive]] = True
-    everywhere = np.zeros((len(names), view.rows), bool)
-    everywhere[:, place] = reasons
-    size = {n: np.asarray(pc.fill_null(table[n], 0).to_numpy(), np.int64) for n in sizes}
-    alone: np.ndarray = np.asarray(reasons & (reasons.sum(axis=0) == 1))
+    docs = view.docs()[view.kept()]
+    judged = _judge(view, docs, rules, refs)
+    losers, winners = _copies(view, docs, judged.failed, winner, order)
+    reasons, names = judged.failed, [r.name for r in rules] + [DUPLICATE]
+    reasons[-1] = losers
+    groups = max(len(KINDS), *map(len, judged.labels))
+    by_rule, by_group, docs_of, alive = tally(reasons, judged.codes, groups, judged.size)
+    kept, everywhere = alive, reasons
+    if docs.size < view.rows:
+        place = np.flatnonzero(view.kept())
+        kept, everywhere = np.zeros(view.rows, bool), np.zeros((len(names), view.rows), bool)
+        kept[place], everywhere[:, place] = alive, reasons
     funnel = {
         "step": "curate",
         "docs_in": int(docs.size),
         "docs": int(alive.sum()),
-        "bytes_in": int(size["bytes"].sum()),
-        "bytes": int(size["bytes"][alive].sum()),
-        "rules": _counts(names, reasons, alone, size["bytes"], unknown),
-        "languages": _by(*_codes(table[language]), alive, reasons, alone, names),
-        "kinds": _by(kind_of(size), KINDS, alive, reasons, alone, names),
-        "sources": _by(*_codes(table["source"]), alive, reasons, alone, names),
+        "bytes_in": int(judged.size.sum()),
+        "bytes": int(judged.size.sum() - by_rule[:, 3].sum()),
+        "rules": [
+            {"rule": n, "failed": f, "only": o, "first": first, "bytes": b, "unknown": u}
+            for n, (f, o, first, b), u in zip(names, by_rule.tolist(), [*judged.unknown.tolist(), 0])
+        ],
+        "languages": _group(judged.labels[0], by_group[0], docs_of[0], names),
+        "kinds": _group(KINDS, by_group[1], docs_of[1], names),
+        "sources": _group(judged.labels[1], by_group[2], docs_of[2], names),
     }
     copies = pa.table({"doc": docs[losers], "of": winners[losers]}, schema=COPY)
     return Keep(kept, everywhere, copies, funnel)
@@ -168,14 +164,6 @@ def decide(view: Corpus, rules: Sequence[Rule], winner: str = "doc") -> Keep:
 
 KINDS = ("prose", "code", "math", "table")
 COPY = pa.schema([("doc", pa.uint64()), ("of", pa.uint64())])
-
-
-def kind_of(size: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What a document is, as a number in `KINDS`: math where a hundredth of its bytes is formulas on lines of their own, else code or
-    table where a quarter is, else prose."""
-    total = np.maximum(size["bytes"], 1)
-    math, code, table = size["math_bytes"] * 100 >= total, size["code_bytes"] * 4 >= total, size["table_bytes"] * 4 >= total
-    return np.select([math, code, table], [2, 1, 3], 0)
 
 
 def nested(table: pa.Table, docs: np.ndarray) -> pa.Table:
@@ -200,12 +188,50 @@ def _lock(db: duckdb.DuckDBPyConnection) -> None:
     db.execute("SET lock_configuration = true")
 
 
-def _evaluate(db: duckdb.DuckDBPyConnection, rules: Sequence[Rule], count: int) -> tuple[np.ndarray, list[int]]:
-    """(which living documents fail each rule, (rules, count) bool; for how many each is NULL)."""
+class _Judged(NamedTuple):
+    """What the rules say of the living, in document order. failed: (rules + 1, n) bool, the last row still empty. unknown: NULLs of each
+    rule. codes: (3, n) int32, language, kind and source. labels: of languages and sources. size: (n,) int64, bytes."""
+
+    failed: np.ndarray
+    unknown: np.ndarray
+    codes: np.ndarray
+    labels: tuple[list[str], list[str]]
+    size: np.ndarray
+
+
+def _judge(view: Corpus, docs: np.ndarray, rules: Sequence[Rule], refs: Sequence[Sequence[str]]) -> _Judged:
+    """Puts the rules to a slice of shards at a time, so that memory does not grow with the columns."""
+    language = "langid.lang" if "lang" in view.fields().get("langid", {}) else "lang"
+    sizes = ("bytes", "code_bytes", "math_bytes", "table_bytes")
+    wanted = [c for c in dict.fromkeys([*sizes, "source", language, *(c for columns in refs for c in columns)]) if c != "doc"]
+    n = docs.size
+    failed, unknown = np.zeros((len(rules) + 1, n), bool), np.zeros(len(rules), np.int64)
+    found = _Judged(failed, unknown, np.zeros((3, n), np.int32), ([], []), np.zeros(n, np.int64))
+    at = 0
+    with duckdb.connect(":memory:") as db:
+        _lock(db)
+        for table in view.slices(wanted, SLICE, ("source", language)):
+            end = at + table.num_rows
+            db.register("documents", nested(table, docs[at:end]))
+            if not at:
+                for rule in rules:
+                    _typed(db, rule)
+            _evaluate(db, rules, found.failed[:, at:end], found.unknown)
+            size = [pc.fill_null(table[c], 0).cast(pa.int64()).to_numpy() for c in sizes]
+            found.size[at:end] = size[0]
+            found.codes[1, at:end] = kinds(*size)
+            for row, column, labels in zip((0, 2), (table[language], table["source"]), found.labels):
+                found.codes[row, at:end] = _codes(column, labels)
+            db.unregister("documents")
+            at = end
+    return found
+
+
+def _evaluate(db: duckdb.DuckDBPyConnection, rules: Sequence[Rule], failed: np.ndarray, unknown: np.ndarray) -> None:
+    """Fills in which of the registered documents fail each rule, and adds for how many each is NULL."""
+    count = failed.shape[1]
     if not count or not rules:
-        return np.zeros((len(rules), count), bool), [0] * len(rules)
-    for rule in rules:
-        _typed(db, rule)
+        return
     said = [f"CAST(coalesce(CAST(({r.keep}\n) AS TINYINT), 2) AS TINYINT) AS v{i}" for i, r in enumerate(rules)]
     try:
         rows = db.sql(f"SELECT {', '.join(said)}, doc FROM documents").to_arrow_table()
@@ -220,8 +246,10 @@ def _evaluate(db: duckdb.DuckDBPyConnection, rules: Sequence[Rule], count: int) 
         raise UsageError(f"the rules gave {rows.num_rows} answers for {count} documents; a rule looks at one document only")
     at = rows["doc"].to_numpy()
     sort = None if count < 2 or bool((at[1:] > at[:-1]).all()) else np.argsort(at)
-    verdicts = [rows[f"v{i}"].to_numpy() if sort is None else rows[f"v{i}"].to_numpy()[sort] for i in range(len(rules))]
-    return np.stack([v == 0 for v in verdicts]), [int((v == 2).sum()) for v in verdicts]
+    for i in range(len(rules)):
+        verdict = rows[f"v{i}"].to_numpy() if sort is None else rows[f"v{i}"].to_numpy()[sort]
+        np.equal(verdict, 0, out=failed[i])
+        unknown[i] += np.count_nonzero(verdict == 2)
 
 
 def _typed(db: duckdb.DuckDBPyConnection, rule: Rule) -> None:
@@ -262,12 +290,14 @@ def _quoted(column: str) -> str:
     return ".".join('"' + part.replace('"', '""') + '"' for part in column.split("."))
 
 
-def _copies(view: Corpus, docs: np.ndarray, failed: np.ndarray, winner: str, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _copies(view: Corpus, docs: np.ndarray, reasons: np.ndarray, winner: str, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(which living documents lose to a copy, the document that each loses to), in document order. Only linked documents are ranked."""
     edges = view.edges()
     a, b = edges["a"].to_numpy(), edges["b"].to_numpy()
-    alive = np.isin(a, docs) & np.isin(b, docs)
     losers, winners = np.zeros(docs.size, bool), docs.copy()
+    if not docs.size:
+        return losers, winners
+    alive: np.ndarray = np.logical_and.reduce([docs[np.minimum(np.searchsorted(docs, x), docs.size - 1)] == x for x in (a, b)])
     if not alive.any():
         return losers, winners
     linked = np.unique(np.concatenate([a[alive], b[alive]]))
@@ -276,7 +306,7 @@ def _copies(view: Corpus, docs: np.ndarray, failed: np.ndarray, winner: str, ord
     with duckdb.connect(":memory:") as db:
         _lock(db)
         db.register("documents", nested(view.take(linked, [c for c in order if c != "doc"] or ["bytes"]), linked))
-        db.register("judged", pa.table({"doc": linked.astype(np.int64), "failed": failed[at]}))
+        db.register("judged", pa.table({"doc": linked.astype(np.int64), "failed": reasons[:, at].any(axis=0)}))
         try:
             ranked = db.sql(
                 "SELECT documents.doc FROM documents JOIN judged ON documents.doc = judged.doc "
@@ -298,37 +328,24 @@ def _qualified(winner: str) -> str:
     return re.sub(r"(?<![\w.\"])doc(?![\w(\".])", "documents.doc", winner)
 
 
-def _counts(names: Sequence[str], reasons: np.ndarray, alone: np.ndarray, size: np.ndarray, unknown: Sequence[int]) -> list[dict[str, Any]]:
-    """One row a rule, in order."""
-    found, taken = [], np.zeros(size.size, bool)
-    for i, name in enumerate(names):
-        first = reasons[i] & ~taken
-        taken |= reasons[i]
-        row = {"rule": name, "failed": int(reasons[i].sum()), "only": int(alone[i].sum()), "first": int(first.sum())}
-        found.append({**row, "bytes": int(size[first].sum()), "unknown": unknown[i] if i < len(unknown) else 0})
-    return found
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, Sequence[str]]:
-    """A column of strings as numbers, and what they stand for; NULL and "" are called unknown."""
-    coded = pc.fill_null(column, "").dictionary_encode().combine_chunks()
+def _codes(column: pa.ChunkedArray, labels: list[str]) -> np.ndarray:
+    """A column of dictionaries as numbers of `labels` (n,) int32, which grows as needed; NULL and "" are called unknown."""
+    coded = column.unify_dictionaries().combine_chunks()
     coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
-    return coded.indices.to_numpy(), [str(v) or "unknown" for v in coded.dictionary.to_pylist()]
+    names = [str(v) or "unknown" for v in coded.dictionary.to_pylist()] + ["unknown"]
+    labels += [n for n in dict.fromkeys(names) if n not in labels]
+    one = np.array([labels.index(n) for n in names], np.int32)
+    return one[pc.fill_null(coded.indices, len(names) - 1).to_numpy()]
 
 
-def _by(
-    codes: np.ndarray, labels: Sequence[str], alive: np.ndarray, reasons: np.ndarray, alone: np.ndarray, names: Sequence[str]
-) -> dict[str, Any]:
+def _group(labels: Sequence[str], counts: np.ndarray, docs: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
     """For each label: documents in and kept, and for each rule that took some: (failed, failed alone)."""
-    n = len(labels)
-    total, lives = np.bincount(codes, minlength=n), np.bincount(codes[alive], minlength=n)
-    failed = [np.bincount(codes[r], minlength=n) for r in reasons]
-    only = [np.bincount(codes[r], minlength=n) for r in alone]
     found: dict[str, Any] = {}
-    for i in sorted(range(n), key=lambda i: labels[i]):
-        if total[i]:
-            rules = {name: [int(failed[r][i]), int(only[r][i])] for r, name in enumerate(names) if failed[r][i]}
-            found[labels[i]] = {"docs_in": int(total[i]), "docs": int(lives[i]), "rules": rules}
+    for i in sorted(range(len(labels)), key=lambda i: labels[i]):
+        came, left = docs[i].tolist()
+        if came:
+            rules = {name: counts[i, r].tolist() for r, name in enumerate(names) if counts[i, r, 0]}
+            found[labels[i]] = {"docs_in": came, "docs": left, "rules": rules}
     return found
 
 

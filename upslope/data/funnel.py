@@ -63,6 +63,23 @@ def by(funnel: Sequence[Mapping[str, Any]], what: str) -> list[tuple[str, int, i
     return sorted(found, key=lambda x: (-x[1], x[0]))
 
 
+def grouped(funnel: Sequence[Mapping[str, Any]], what: str, most: int = 12) -> list[tuple[str, ...]]:
+    """What became of each language, kind or source (`languages`, `kinds`, `sources`), and which rules took how many of it, alone or not.
+
+    The first row is the head. The `most` largest groups are listed.
+    """
+    curations = [s for s in funnel if s["step"] == "curate"]
+    lines: list[tuple[str, ...]] = [(what.removesuffix("s"), "docs", "kept", "rule", "failed", "alone")]
+    for value, came, left in by(funnel, what)[:most]:
+        lines.append((value, f"{came:,}", f"{left:,} ({left / came:.0%})", "", "", ""))
+        for number, step in enumerate(curations, 1):
+            taken = step[what].get(value, {}).get("rules", {})
+            for rule, (failed, alone) in sorted(taken.items(), key=lambda x: -x[1][0]):
+                name = rule if len(curations) == 1 else f"{rule} ({number})"
+                lines.append(("", "", "", name, f"{failed:,}", f"{alone:,}"))
+    return lines
+
+
 def render(funnel: Sequence[Mapping[str, Any]]) -> str:
     """The table with aligned columns."""
     lines = table(funnel)

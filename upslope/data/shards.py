@@ -13,6 +13,7 @@ from upslope.config import UsageError
 from upslope.machine.files import atomic
 
 PROSE, CODE, MATH, TABLE = range(4)
+GROUP = 16 << 20
 SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("kind", pa.int8())])
 
 PAGE = pa.schema(
@@ -56,12 +57,13 @@ EDGE = pa.schema([("a", pa.uint64()), ("b", pa.uint64()), ("similarity", pa.floa
 
 
 def write(path: Path, table: pa.Table, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a parquet file atomically, zstd, with settings that do not depend on the machine."""
+    """Writes a parquet file atomically, zstd, in row groups of about 16 MB, with settings that do not depend on the machine."""
     meta = dict(table.schema.metadata or {})
     meta.update({k.encode(): v.encode() for k, v in (metadata or {}).items()})
     table = table.replace_schema_metadata(meta or None).combine_chunks()
     with atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", compression_level=3, row_group_size=4096)
+        group = GROUP * max(1, table.num_rows) // max(1, table.nbytes)
+        pq.write_table(table, temporary, compression="zstd", compression_level=3, row_group_size=min(max(group, 256), 1 << 16))
 
 
 def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
