@@ -15,7 +15,7 @@ import pyarrow.dataset
 
 from upslope.config import Json, UsageError
 from upslope.data import shards
-from upslope.machine.files import absolute, digest_file, read_json, relative, write_json
+from upslope.machine.files import absolute, atomic, digest_file, read_json, relative, write_json
 from upslope.machine.stage import Artifact
 
 if TYPE_CHECKING:
@@ -338,6 +338,7 @@ class Corpus(Artifact):
             "funnel": list(old["funnel"]),
             "pages": move(old["pages"]) if old["pages"] else None,
             "rewrites": [{**r, "before": move(r["before"])} for r in old.get("rewrites", [])],
+            "parts": [{**p, "corpus": move(p["corpus"])} for p in old.get("parts", [])],
             "refs": [r for r in dict.fromkeys([relative(self.path, folder), *(move(r) for r in old["refs"])]) if r != "."],
         }
 
@@ -350,6 +351,44 @@ class Corpus(Artifact):
             body["columns"] = [c for c in body["columns"] if c["name"] != name] + [entry]
         write_json(folder / "corpus.json", body)
         return cls(folder)
+
+    @classmethod
+    def gathered(cls, views: Sequence[Corpus], folder: Path) -> Corpus:
+        """One view of several, one after the other, with the columns that all of them have (same version, same fields) and what each kept.
+
+        Edges are left behind: copies across the parts must be looked for anew, and then those within them are found too.
+        """
+        text, parts, steps = [], [], []
+        for view in views:
+            body = view.derive(folder)
+            text += body["text"]
+            parts.append({"corpus": relative(view.path, folder), "shards": len(body["text"])})
+            steps.append(len(view))
+        columns = []
+        for entry in views[0].body["columns"]:
+            same = [next((c for c in v.derive(folder)["columns"] if c["name"] == entry["name"]), None) for v in views]
+            if all(c is not None and (c["version"], c["fields"]) == (entry["version"], entry["fields"]) for c in same):
+                columns.append({**entry, "files": [f for c in same if c is not None for f in c["files"]]})
+        keep = None
+        if any(v.body["keep"] for v in views):
+            keep = "keep.npy"
+            with atomic(folder / keep) as temporary, open(temporary, "wb") as f:
+                np.save(f, np.packbits(np.concatenate([v.kept() for v in views])))
+        size = sum(int(pyarrow.compute.sum(v.table(("bytes",))["bytes"]).as_py() or 0) for v in views)
+        refs = dict.fromkeys(r for v in views for r in [relative(v.path, folder), *v.derive(folder)["refs"]] if r != ".")
+        made = {"text": text, "columns": columns, "edges": [], "keep": keep, "decisions": [], "pages": None, "rewrites": [], "parts": parts}
+        step = {"step": "gather", "docs": sum(steps), "bytes": size, "parts": steps}
+        write_json(folder / "corpus.json", {**made, "funnel": [step], "refs": list(refs)})
+        return cls(folder)
+
+    def home(self, doc: int) -> tuple[Corpus, int]:
+        """The corpus that a document was gathered from, and its number there; itself where nothing was gathered."""
+        shard = doc >> 32
+        for part in self.body.get("parts", []):
+            if shard < part["shards"]:
+                return Corpus(absolute(self.path, part["corpus"])).home(doc_id(shard, doc & 0xFFFFFFFF))
+            shard -= part["shards"]
+        return self, doc
 
     @classmethod
     def rewritten(
@@ -395,17 +434,19 @@ class Corpus(Artifact):
         *,
         urls: Sequence[str] | None = None,
         licence: str = "",
+        licences: Sequence[str] | None = None,
         parents: Sequence[Sequence[str]] | None = None,
         provenance: str = "synthetic",
     ) -> Corpus:
         """Writes a corpus from Python strings, in order.
 
-        urls: a name for each text (default `SOURCE/NUMBER`); parents: what each was made from; provenance: synthetic, import or crawl.
+        urls: a name for each text (default `SOURCE/NUMBER`); licences: of each (default `licence`); parents: what each was made from;
+        provenance: synthetic, import or crawl.
         Raises UsageError if a sequence has another length, or a text is not a str.
         """
         folder = Path(folder)
         listed = list(texts)
-        for label, other in (("urls", urls), ("parents", parents)):
+        for label, other in (("urls", urls), ("parents", parents), ("licences", licences)):
             if other is not None and len(other) != len(listed):
                 raise UsageError(f"Corpus.from_texts: {len(listed)} texts but {len(other)} {label}")
         rows: list[dict[str, Any]] = []
@@ -417,7 +458,7 @@ class Corpus(Artifact):
                     "url": urls[i] if urls is not None else f"{source}/{i}",
                     "source": source,
                     "date": "",
-                    "licence": licence,
+                    "licence": licences[i] if licences is not None else licence,
                     "text": text,
                     "provenance": provenance,
                     "parents": list(parents[i]) if parents is not None else None,

@@ -72,9 +72,13 @@ def of(corpus: Corpus, pages: list[tuple[int, str]]) -> list[Fate]:
     """The fates of documents (number, URL)."""
     if not pages:
         return []
+    earlier = [corpus.home(doc) for doc, _ in pages]
     docs = np.array([doc for doc, _ in pages], np.uint64)
     at = np.searchsorted(corpus.docs(), docs)
     failures: list[list[Failure]] = [[] for _ in pages]
+    for found, (home, doc), (_, url) in zip(failures, earlier, pages):
+        if home is not corpus:
+            found += of(home, [(doc, url)])[0].failures
     for decision in corpus.body["decisions"]:
         for found, more in zip(failures, _failures(corpus, decision, docs, at)):
             found += more
@@ -103,8 +107,10 @@ def _failures(corpus: Corpus, decision: dict[str, Any], docs: np.ndarray, at: np
 
 
 def _rejected(corpus: Corpus, url: str) -> list[Fate]:
-    from upslope.data.artifacts import Pages
+    from upslope.data.artifacts import Corpus, Pages
 
+    if parts := corpus.body.get("parts"):
+        return [f for p in parts for f in _rejected(Corpus(absolute(corpus.path, p["corpus"])), url)]
     if not corpus.body["pages"]:
         return []
     rows = Pages(absolute(corpus.path, corpus.body["pages"])).rejects().to_pylist()

@@ -27,10 +27,12 @@ def origin(corpus: Corpus, doc: int) -> dict[str, Any]:
     if shard >= len(files) or row >= files[shard].rows:
         raise UsageError(f"no document {doc} in this corpus: shard {shard}, row {row}; documents are numbered shard << 32 | row")
     found: dict[str, Any] = {"doc": doc, **corpus.take(np.array([doc], np.uint64), OWN).to_pylist()[0]}
-    if corpus.body["pages"]:
-        page = Pages(absolute(corpus.path, corpus.body["pages"])).page(doc, ("record", "charset"))
+    home, number = corpus.home(doc)
+    if home.body["pages"]:
+        page = Pages(absolute(home.path, home.body["pages"])).page(number, ("record", "charset"))
         found |= {"record": page["record"], "charset": page["charset"]}
-    found["rewrites"] = [r["what"] for r in corpus.body.get("rewrites", [])]
+    texts = [home, corpus] if home is not corpus else [corpus]
+    found["rewrites"] = [r["what"] for c in texts for r in c.body.get("rewrites", [])]
     what = fate.of(corpus, [(doc, found["url"] or "")])[0]
     found |= {"kept": what.kept, "failed": [[f.rule, f.value] for f in what.failures]}
     return found

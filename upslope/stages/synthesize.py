@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from upslope.config import Config, Input, Wants
+from upslope.chat.model import Speaker
+from upslope.config import Config, Input, UsageError, Wants
+from upslope.data.synthesis import Synthesizer
 from upslope.machine.context import Context
+from upslope.machine.files import read_json
 from upslope.machine.stage import Artifact, Stage
 from upslope.tasks.families import ANSWER, FAMILIES, LEVELS, Drawn, Solution, Split, cell, solve
 from upslope.tasks.secret import secret_cell
@@ -77,8 +80,24 @@ class Demos(Config):
     source: Annotated[str, Field(min_length=1)] = "demos"
 
 
+class FromCorpus(Config):
+    """Documents or conversations that a chat model makes from the living documents of a corpus; every row has parents.
+
+    speaker: who is asked. how: what is made (`data.synthesizers`). source: name of what is made. tries: questions before an unusable
+    answer is given up. limit: seeds taken of each shard (0 = all).
+    """
+
+    kind: Literal["from_corpus"] = "from_corpus"
+    corpus: Annotated[Input, Wants("Corpus")]
+    speaker: Speaker
+    how: Synthesizer
+    source: Annotated[str, Field(min_length=1)] = "synthetic"
+    tries: Annotated[int, Field(ge=1)] = 2
+    limit: Annotated[int, Field(ge=0)] = 0
+
+
 class Synthesize(Stage):
-    """Makes data by program: `problems` → Tasks, `texts` → Corpus, `chats` → Chats.
+    """Makes data by program: `problems` → Tasks, `texts` → Corpus, `chats` → Chats; or by a chat model from a corpus: `from_corpus`.
 
     Source: facts of what a tiny model learns from: mostly worked solutions in pre-training, mostly direct answers in
     fine-tuning, so that reinforcement learning has something to find.
@@ -89,16 +108,20 @@ class Synthesize(Stage):
     seeded: ClassVar[bool] = True
     code: ClassVar[tuple[str, ...]] = ("upslope.tasks", "upslope.chat")
 
-    form: Annotated[Problems | Texts | Demos, Field(discriminator="kind")]
+    form: Annotated[Problems | Texts | Demos | FromCorpus, Field(discriminator="kind")]
 
     def produces(self) -> str:
         """Decided by the form."""
+        if isinstance(self.form, FromCorpus):
+            return type(self.form.how).makes
         return {"problems": "Tasks", "texts": "Corpus", "chats": "Chats"}[self.form.kind]
 
     def run(self, ctx: Context) -> Artifact:
         """UsageError where the tasks have no worked solution, or the train split is empty."""
         if isinstance(self.form, Problems):
             return _problems(self.form, ctx)
+        if isinstance(self.form, FromCorpus):
+            return _from_corpus(self.form, ctx)
         return _texts(self.form, ctx) if isinstance(self.form, Texts) else _demos(self.form, ctx)
 
 
@@ -188,3 +211,60 @@ def _demos(form: Demos, ctx: Context) -> Artifact:
     ctx.fact(chats=form.count, **counts)
     ctx.say(f"{form.count:,} demonstrations, {counts['thinking'] / form.count:.0%} of them think before they answer")
     return made
+
+
+def _from_corpus(form: FromCorpus, ctx: Context) -> Artifact:
+    """UsageError where a model gave nothing usable at all."""
+    from upslope.chat.artifacts import Chat, Chats
+    from upslope.chat.messages import messages_of
+    from upslope.data import shards
+    from upslope.data.annotating import parts
+    from upslope.data.artifacts import Corpus
+    from upslope.data.synthesis import SynthesizeShard
+
+    view = ctx.open(form.corpus, Corpus)
+    work = SynthesizeShard(
+        speaker=form.speaker.bind(ctx),
+        how=form.how,
+        how_version=type(form.how).version,
+        seed=ctx.seed_of("synthesis"),
+        tries=form.tries,
+        limit=form.limit,
+    )
+    rows: list[Any] = []
+    refused: list[list[str]] = []
+    seeds = calls = 0
+    for folder in ctx.map(work, parts(view, ctx.work / "living", living=True)):
+        rows += read_json(folder / "rows.json")
+        refused += read_json(folder / "refused.json")
+        count = read_json(folder / "count.json")
+        seeds, calls = seeds + count["seeds"], calls + count["calls"]
+    reasons = Counter(why.partition(":")[0] for _, why in refused)
+    if not rows:
+        shown = "; ".join(f"{parent}: {why}" for parent, why in refused[:2])
+        raise UsageError(
+            f"synthesis {form.source!r}: nothing usable was made from {seeds} seeds\n{shown or 'the corpus has no living text'}"
+        )
+    table = [{"file": "", "record": parent, "why": why} for parent, why in refused]
+    shards.write(ctx.out / "rejects.parquet", shards.rows_to_table(table, shards.REJECT))
+    ctx.fact(
+        seeds=seeds,
+        calls=calls,
+        made=len(rows),
+        refused=dict(sorted(reasons.items())),
+        licences=sorted({r["licence"] or "unknown" for r in rows}),
+    )
+    ctx.say(f"{len(rows):,} rows from {seeds:,} seeds, {len(refused):,} refused")
+    if type(form.how).makes == "Chats":
+        names = (f"{form.source}.{i}" for i in range(len(rows)))
+        same: dict[str, Any] = {"source": form.source, "truth": None}
+        meta = [{**same, "parents": list(r["parents"]), "how": list(r["how"])} for r in rows]
+        return Chats.write(ctx.out, (Chat(n, messages_of(r["turns"]), m) for n, r, m in zip(names, rows, meta)))
+    return Corpus.from_texts(
+        ctx.out,
+        [r["text"] for r in rows],
+        form.source,
+        parents=[list(r["parents"]) for r in rows],
+        licences=[r["licence"] for r in rows],
+        provenance="synthetic",
+    )

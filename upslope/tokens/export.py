@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from upslope.machine.files import atomic
 from upslope.tokens.shards import TokenShards
 
 MAGIC = b"MMIDIDX\x00\x00"
-CODES = {np.dtype("<u2"): 8, np.dtype("<i4"): 4}
+CODES: dict[np.dtype[Any], int] = {np.dtype("<u2"): 8, np.dtype("<i4"): 4}
 STEP = 1 << 22
 
 

@@ -1,0 +1,1 @@
+"""Ways of making documents and instructions from other texts, one file each."""
