@@ -110,3 +110,26 @@ def test_a_ramp_changes_the_shares_over_progress(tmp_path: Path) -> None:
     steps = (grid[1:] - grid[:-1])[:, 0]
     assert (steps >= -1e-12).all()
     assert steps[1500] == pytest.approx(0.0)  # beyond the plan the last shares go on
+
+
+def test_what_the_web_repeats_is_written_more_often(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    from upslope.stages.dedup import Dedup
+
+    base = "the quick brown fox jumps over the lazy dog beside the river bank while nine wise owls watch"
+    texts = [base] * 9 + [f"another text with number {i} in it, about {i * 7} things that nobody else has written" for i in range(40)]
+    corpus = Corpus.from_texts(tmp_path / "c", texts, "web")
+    linked = Dedup(corpus=Input(stage="c")).run(Context.scratch(tmp_path / "d", c=corpus))
+
+    def written(**fields: float) -> dict[int, int]:
+        stage = Tokenize(tokenizer=Input(stage="tok"), corpora=(Input(stage="c"),), holdout=0.0, **fields)  # type: ignore[arg-type]
+        shards = stage.run(Context.scratch(tmp_path / f"t{sorted(fields.items())}", tok=tokenizer, c=linked))
+        assert isinstance(shards, TokenShards)
+        docs = shards.docs("web").tolist()
+        return {d: docs.count(d) for d in set(docs)}
+
+    assert set(written().values()) == {1}
+    once = written(repeat=0.5)
+    assert {once[d] for d in range(9)} == {3} and {once[d] for d in range(9, 49)} == {1}
+    assert written(repeat=1.0)[0] == 4 and written(repeat=1.0, most=7.0)[0] == 7
+    part = written(repeat=0.25)  # 9^0.25 = 1.73: every copy of a text draws the same
+    assert {part[d] for d in range(9)} in ({1}, {2})

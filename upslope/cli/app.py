@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -305,31 +306,41 @@ def compare(
     emit(body) if json_ else print(text)
 
 
-def guess_form(path: Path) -> str:
-    """What a folder or file is to be imported as: a checkpoint, chats (messages) or a corpus (text)."""
+def guess_form(path: Path, names: Mapping[str, str]) -> str:
+    """What a folder or file is to be imported as: a checkpoint, chats, pairs (preferences), tasks (prompts) or a corpus (text)."""
     if (path / "config.json").is_file():
         return "checkpoint"
     from upslope.data.check import check
 
-    return "chats" if path.is_file() and check(path).shape == "messages" else "corpus"
+    forms = {"messages": "chats", "prompt/completion": "chats", "preference": "pairs", "prompts": "tasks"}
+    return forms.get(check(path, names).shape, "corpus") if path.is_file() else "corpus"
 
 
 @app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="HF folder, JSONL or parquet.")],
     as_: Annotated[str, typer.Option("--as", help="Name of the run that will hold it.")],
-    what: Annotated[str, typer.Option("--what", help="checkpoint, corpus, tasks or chats; guessed from the shape if not given.")] = "",
+    what: Annotated[str, typer.Option("--what", help="checkpoint, corpus, tasks, chats or pairs; guessed if not given.")] = "",
+    map_: Annotated[list[str] | None, typer.Option("--map", metavar="OURS=THEIRS", help="Where a field is, e.g. messages=turns.")] = None,
+    drop_bad: Annotated[bool, typer.Option("--drop-bad", help="Leave out rows that cannot be used.")] = False,
     store: StoreOption = DEFAULT_STORE,
     json_: JsonOption = False,
 ) -> None:
-    """Bring in a checkpoint, corpus, tasks or chats, with provenance."""
+    """Bring in a checkpoint, corpus, tasks, chats or pairs, with provenance."""
     from upslope.cli.watch import Lines
+    from upslope.data.check import mapping
     from upslope.machine.run import run as run_recipe
     from upslope.machine.stage import Recipe
     from upslope.recipes.overrides import build_stage
 
-    form = what or guess_form(Path(source))
-    stage = build_stage({"kind": "import", "form": {"kind": form, "source": source}}, "import")
+    names = mapping(map_ or [])
+    form = what or guess_form(Path(source), names)
+    fields: dict[str, object] = {"kind": form, "source": source}
+    if form in ("chats", "tasks", "pairs"):
+        fields |= {"map": dict(names), "drop_bad": drop_bad}
+    elif form == "corpus" and "text" in names:
+        fields["text"] = names["text"]
+    stage = build_stage({"kind": "import", "form": fields}, "import")
     recipe = Recipe(name=as_, stages=FrozenDict({"import": stage}))
     outcome = run_recipe(
         recipe,

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 Answer = tuple[str, Any]
 GROUPS = {"language": "languages", "kind": "kinds", "source": "sources"}
-HEAD = 160
 
 
 def find_corpus(what: str | None, store: Store) -> tuple[str, Corpus]:
@@ -66,6 +65,7 @@ def what_if(what: str | None, store: Store, rules: Sequence[str], without: Seque
 
     import numpy as np
 
+    from upslope.data import fate
     from upslope.data.artifacts import Corpus
     from upslope.data.curation import Rule, decide
     from upslope.machine.files import absolute
@@ -107,7 +107,7 @@ def what_if(what: str | None, store: Store, rules: Sequence[str], without: Seque
     shown: dict[str, list[dict[str, Any]]] = {}
     for label, places in (("gained", gained), ("lost", lost)):
         some = places[np.linspace(0, places.size - 1, min(examples, places.size)).astype(int)] if places.size else places
-        shown[label] = excerpts(corpus, docs[some])
+        shown[label] = fate.excerpts(corpus, docs[some])
         lines += ["", f"{label}:", *(f"  {e['doc']}  {e['url']}  {e['head']}" for e in shown[label])] if places.size else []
     return "\n".join(lines), {
         "before": old,
@@ -119,50 +119,18 @@ def what_if(what: str | None, store: Store, rules: Sequence[str], without: Seque
     }
 
 
-def excerpts(corpus: Corpus, docs: Any) -> list[dict[str, Any]]:
-    """Number, URL and first words of documents."""
-    rows = corpus.take(docs, ("url", "text")).to_pylist()
-    return [{"doc": int(d), "url": r["url"], "head": " ".join(r["text"][: 4 * HEAD].split())[:HEAD]} for d, r in zip(docs, rows)]
-
-
 def sample(what: str | None, store: Store, count: int, rule: str | None, source: str | None, seed: int) -> Answer:
     """Documents drawn at random: kept ones, or victims of a rule (first those that it alone took) with the values that it saw."""
-    import numpy as np
-
     from upslope.data import fate
-    from upslope.machine.files import absolute
-    from upslope.machine.rng import rng
 
     name, corpus = find_corpus(what, store)
-    pool, alone = corpus.kept(), np.zeros(corpus.rows, bool)
-    if rule is not None:
-        pool, rules = np.zeros(corpus.rows, bool), []
-        for decision in corpus.body["decisions"]:
-            bits = np.unpackbits(np.load(absolute(corpus.path, decision["failed"])), axis=1, count=corpus.rows).astype(bool)
-            named = [*(r["name"] for r in decision["rules"]), "duplicate"]
-            rules += named
-            if rule in named:
-                mine = bits[named.index(rule)]
-                pool |= mine
-                alone |= mine & (bits.sum(axis=0) == 1)
-        if rule not in rules:
-            raise UsageError(f"{name}: no rule {rule!r}; rules: {', '.join(dict.fromkeys(rules)) or 'none'}")
-    if source is not None:
-        pool = pool & np.asarray(corpus.table(("source",), every=True)["source"].to_numpy(zero_copy_only=False) == source)
-    places = np.flatnonzero(pool)
-    order = rng(seed, "sample").permutation(places)
-    order = np.concatenate([order[alone[order]], order[~alone[order]]])[:count]
-    docs = corpus.docs()[order]
-    found = excerpts(corpus, docs)
-    for entry, what_became in zip(found, fate.of(corpus, [(e["doc"], e["url"]) for e in found])):
-        entry["failed"] = [[f.rule, f.value] for f in what_became.failures]
-    head = f"{name}: {places.size:,} " + (
-        f"documents that {rule!r} took, {int(alone.sum()):,} of them it alone" if rule else "documents kept"
-    )
-    lines = [head]
+    drawn = fate.sample(corpus, count, rule, source, seed)
+    found = fate.excerpts(corpus, drawn.docs)
+    what_they_are = f"documents that {rule!r} took, {drawn.alone:,} of them it alone" if rule else "documents kept"
+    lines = [f"{name}: {drawn.of:,} {what_they_are}"]
     for e in found:
         lines += ["", f"{e['doc']}  {e['url']}", f"  {e['head']}", *(f"  {r}: {v}" for r, v in e["failed"])]
-    return "\n".join(lines), {"of": int(places.size), "alone": int(alone.sum()), "documents": found}
+    return "\n".join(lines), {"of": drawn.of, "alone": drawn.alone, "documents": found}
 
 
 def lineage(run: str | None, place: str, store: Store) -> Answer:

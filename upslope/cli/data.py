@@ -52,12 +52,10 @@ def data_check(
     json_: JsonOption = False,
 ) -> None:
     """What shape a file has, how its fields map, three rows, bad rows by line."""
-    from dataclasses import asdict
+    from upslope.data.check import check, mapping
 
-    from upslope.data.check import check
-
-    shape = check(file)
-    emit(asdict(shape)) if json_ else print(shape.render())
+    shape = check(file, mapping(map_ or []))
+    emit(shape.json()) if json_ else print(shape.render())
 
 
 @data_app.command("funnel")

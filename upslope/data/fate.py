@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from upslope.config import UsageError
 from upslope.data import shards
 from upslope.machine.files import absolute
+from upslope.machine.rng import rng
 
 if TYPE_CHECKING:
     from upslope.data.artifacts import Corpus
@@ -115,3 +116,49 @@ def _rejected(corpus: Corpus, url: str) -> list[Fate]:
         return []
     rows = Pages(absolute(corpus.path, corpus.body["pages"])).rejects().to_pylist()
     return [Fate(None, r["record"], False, rejected=r["why"]) for r in rows if r["record"].rpartition(" ")[2] == url]
+
+
+class Sampled(NamedTuple):
+    """Documents drawn at random. docs: (n,) uint64; of: how many there are to draw from; alone: how many of them a rule took alone."""
+
+    docs: np.ndarray
+    of: int
+    alone: int
+
+
+def sample(corpus: Corpus, count: int, rule: str | None = None, source: str | None = None, seed: int = 0) -> Sampled:
+    """Kept documents, or victims of a rule (those first that it took alone), of one source if named. UsageError for an unknown rule."""
+    pool, alone = corpus.kept(), np.zeros(corpus.rows, bool)
+    if rule is not None:
+        pool, known = np.zeros(corpus.rows, bool), []
+        for decision in corpus.body["decisions"]:
+            bits = np.unpackbits(np.load(absolute(corpus.path, decision["failed"])), axis=1, count=corpus.rows).astype(bool)
+            names = [*(r["name"] for r in decision["rules"]), "duplicate"]
+            known += names
+            if rule in names:
+                mine = bits[names.index(rule)]
+                pool |= mine
+                alone |= mine & (bits.sum(axis=0) == 1)
+        if rule not in known:
+            raise UsageError(f"no rule {rule!r} in this corpus\nrules: {', '.join(dict.fromkeys(known)) or 'none'}")
+    if source is not None:
+        pool = pool & np.asarray(corpus.table(("source",), every=True)["source"].to_numpy(zero_copy_only=False) == source)
+    places = np.flatnonzero(pool)
+    order = rng(seed, "sample").permutation(places)
+    order = np.concatenate([order[alone[order]], order[~alone[order]]])[:count]
+    return Sampled(corpus.docs()[order], int(places.size), int(alone.sum()))
+
+
+def excerpts(corpus: Corpus, docs: np.ndarray, length: int = 160) -> list[dict[str, Any]]:
+    """Number, URL, first words, and what every rule that failed saw, of documents."""
+    rows = corpus.take(docs, ("url", "text")).to_pylist()
+    fates = of(corpus, [(int(d), r["url"] or "") for d, r in zip(docs, rows)])
+    return [
+        {
+            "doc": int(d),
+            "url": r["url"],
+            "head": " ".join(r["text"][: 4 * length].split())[:length],
+            "failed": [[f.rule, f.value] for f in what.failures],
+        }
+        for d, r, what in zip(docs, rows, fates)
+    ]

@@ -10,7 +10,7 @@ from upslope.report.svg import Chart, Series, bar, stacked, table
 from upslope.report.view import facts, of_kind, opened
 from upslope.report.words import esc, finite, number, percent, size
 
-SHOWN = 12
+SHOWN, GROUPS, RULES = 12, 7, 14
 """Languages and sources that are listed by name; the others are summed."""
 
 
@@ -39,6 +39,8 @@ def data(record: RunRecord) -> Section | None:
         "Every page that was dropped is in its ledger with rule and value: <code>upslope why URL</code>.",
     )
     body += _funnel(funnel) + _rules(funnel, _keeps(corpus))
+    body += _victims(corpus) + _who(funnel, "kinds", "kind") + _who(funnel, "languages", "language")
+    body += _by(funnel, "kinds", "Pages by kind: kept, and in pale all that there were", "kind")
     body += _by(funnel, "languages", "Pages by language: kept, and in pale all that there were", "language")
     body += _by(funnel, "sources", "Pages by source: kept, and in pale all that there were", "source") + _licences(corpus)
     return Section("data", "Data", body)
@@ -104,6 +106,49 @@ def _rules(funnel: list[dict[str, Any]], keeps: dict[str, str]) -> str:
         caption += "a value that was not computed keeps the page"
         out += table(caption, ["rule", "fail", "", "only this", "not computed", "kept if"], lines, wide=[2], numeric=[1, 3, 4])
     return out
+
+
+def _who(funnel: list[dict[str, Any]], key: str, column: str) -> str:
+    """On whom the rules fall: the share of each group that each rule takes, over all decisions."""
+    decisions = [s[key] for s in funnel if isinstance(s.get(key), dict)]
+    if not decisions:
+        return ""
+    groups = sorted(decisions[0], key=lambda g: -(finite(decisions[0][g].get("docs_in")) or 0.0))[:GROUPS]
+    taken: dict[str, dict[str, float]] = {}
+    for decision in decisions:
+        for group in groups:
+            entry = decision.get(group, {})
+            came = finite(entry.get("docs_in"))
+            for rule, counts in (entry.get("rules") or {}).items():
+                if came and isinstance(counts, list) and counts:
+                    taken.setdefault(str(rule), {})[group] = (finite(counts[0]) or 0.0) / came
+    rules = sorted(taken, key=lambda r: -max(taken[r].values()))[:RULES]
+    lines = [[esc(rule), *(esc(percent(taken[rule][g], 1)) if g in taken[rule] else "" for g in groups)] for rule in rules]
+    caption = f"On whom each rule falls: the share of the pages of each {column} that it takes (of those that came into its decision)"
+    return table(caption, ["rule", *groups], lines, numeric=range(1, len(groups) + 1))
+
+
+def _victims(corpus: Any, each: int = 2) -> str:
+    """Some pages of each rule, first those that it alone took."""
+    from upslope.data import fate
+
+    lines: list[list[str]] = []
+    try:
+        rules = list(dict.fromkeys([r["name"] for d in corpus.body.get("decisions") or () for r in d["rules"]] + ["duplicate"]))
+        for rule in rules:
+            drawn = fate.sample(corpus, each, rule)
+            for entry in fate.excerpts(corpus, drawn.docs, 100):
+                saw = next((v for r, v in entry["failed"] if r == rule), "")
+                lines.append([esc(rule), esc(entry["url"] or ""), esc(saw), esc(entry["head"])])
+    except Exception:
+        return ""
+    caption = "Some of the pages that each rule took, drawn at random, first those that no other rule took"
+    more = para("More of them: <code>upslope data sample --rule NAME</code>.", note=True)
+    return (
+        f"<details><summary>{caption}</summary>{table(caption, ['rule', 'page', 'it saw', 'begins'], lines)}{more}</details>"
+        if lines
+        else ""
+    )
 
 
 def _count(value: Any) -> str:
