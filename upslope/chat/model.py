@@ -5,12 +5,17 @@ Engines and endpoints that are chat models live in `generate.chat`; `Scripted` i
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 from upslope.chat.messages import Message, Tool
-from upslope.config import UsageError
+from upslope.config import Open, UsageError
+
+if TYPE_CHECKING:
+    from upslope.machine.context import Context
 
 
 class Stop(StrEnum):
@@ -68,3 +73,34 @@ class Scripted:
             return self._replies(call)
         self._used += 1
         return self._replies[(self._used - 1) % len(self._replies)]
+
+
+class Speaker(Open):
+    """A chat model as recipes name it: which one, and how its replies are sampled.
+
+    A plain function `reply(chat: Chat) -> str` is one too, by its import path: `speaker = "answers.py:reply"`; its code is identity.
+    """
+
+    home: ClassVar[str] = "upslope.generate.speakers"
+
+    def bind(self, ctx: Context) -> Speaker:
+        """The speaker with its inputs resolved to content digests, so that its config says everything that it depends on."""
+        return self
+
+    def open(self) -> ChatModel:
+        """The model, ready to answer."""
+        raise NotImplementedError
+
+    @classmethod
+    def adapt(cls, kind: str, function: Callable[..., Any]) -> type[Speaker]:
+        """A Speaker class that calls a plain function of one `Chat`, which returns the text of the reply."""
+        if not inspect.isfunction(function) or len(inspect.signature(function).parameters) != 1:
+            raise UsageError(f"kind = {kind!r}: {function!r} cannot be called as reply(chat)\nway out: def reply(chat) -> str")
+        fields = {
+            "__module__": function.__module__,
+            "__qualname__": function.__qualname__,
+            "__doc__": function.__doc__,
+            "kind": kind,
+            "open": lambda self: Scripted(function),
+        }
+        return cast(type[Speaker], types.new_class(function.__name__, (Speaker,), exec_body=lambda space: space.update(fields)))

@@ -200,6 +200,36 @@ def _stream(seen: RunRecord, stage: StageRecord, store: Store) -> tuple[Any, lis
     return stream, shards, int(config["rows"])
 
 
+def prove(what: str | None, store: Store) -> tuple[Answer, bool]:
+    """((text, values), whether all of it holds): that no kept document was made by a program, and that no span rewrite wrote anything."""
+    from upslope.data.lineage import before, human_only
+    from upslope.data.spans import prove as prove_spans
+
+    name, corpus = find_corpus(what, store)
+    made = human_only([corpus])
+    lines = [f"{name}: {len(corpus):,} documents"]
+    lines.append(
+        "  human only: holds; no kept document has parents or synthetic provenance" if not made else f"  human only: broken by {made[0]}"
+    )
+    body: dict[str, Any] = {"documents": len(corpus), "human_only": not made, "made": made, "spans": []}
+    after = corpus
+    for step, earlier in zip(reversed(corpus.body.get("rewrites", [])), before(corpus)):
+        rewriter = step["what"]
+        if "ranges" in after.fields().get(rewriter, {}):
+            proof = prove_spans(earlier, after, rewriter)
+            said = (
+                f"holds; {proof.cut:,} cut, {proof.empty:,} emptied, {proof.whole:,} whole" if proof.holds else f"broken: {proof.violation}"
+            )
+            lines.append(f"  {rewriter} only removed: {said}")
+            body["spans"].append({"rewriter": rewriter, "holds": proof.holds, **proof._asdict()})
+        else:
+            lines.append(f"  {rewriter}: a rewrite without certificates; what it wrote is not proved")
+            body["spans"].append({"rewriter": rewriter, "holds": None})
+        after = earlier
+    holds = not made and all(s["holds"] is not False for s in body["spans"])
+    return ("\n".join(lines), body), holds
+
+
 def export(what: str | None, folder: Path, form: str, store: Store) -> Answer:
     """A corpus as Dolma documents (`dolma`), or the token shards of a run as Megatron pairs (`megatron`)."""
     from upslope.machine.run import record

@@ -1,4 +1,4 @@
-"""The verbs of `upslope data`: run, check, funnel, what-if, sample, lineage, export, score-extraction."""
+"""The verbs of `upslope data`: run, check, funnel, what-if, sample, lineage, prove, export, score-extraction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from upslope.cli.options import DEFAULT_STORE, JsonOption, StoreOption, open_sto
 from upslope.cli.tables import emit
 
 data_app = typer.Typer(
-    help="Data: run, check, funnel, what-if, sample, lineage, export, score-extraction.", rich_markup_mode=None, no_args_is_help=True
+    help="Data: run, check, funnel, what-if, sample, lineage, prove, export, score-extraction.", rich_markup_mode=None, no_args_is_help=True
 )
 CorpusArgument = Annotated[
     str | None, typer.Argument(metavar="[CORPUS]", help="A run, RUN/STAGE, or a corpus folder; default: the newest run.")
@@ -113,6 +113,17 @@ def data_lineage(
     from upslope.cli.corpora import lineage
 
     _answer(lineage(run, place, open_store(store)), json_)
+
+
+@data_app.command("prove")
+def data_prove(corpus: CorpusArgument = None, store: StoreOption = DEFAULT_STORE, json_: JsonOption = False) -> None:
+    """That nothing in a corpus was written by a model: provenance of every row, certificates of every span. Exit code 3 if not."""
+    from upslope.cli.corpora import prove
+
+    answer, holds = prove(corpus, open_store(store))
+    _answer(answer, json_)
+    if not holds:
+        raise typer.Exit(3)
 
 
 @data_app.command("export")

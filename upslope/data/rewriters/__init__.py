@@ -1,0 +1,1 @@
+"""Rewriters: each file holds one `Rewrite`, found by the name of the file."""
