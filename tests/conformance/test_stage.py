@@ -26,6 +26,7 @@ KNOWN = {
     "Pairs",
     "Traces",
     "Checkpoint",
+    "Classifier",
     "Table",
     "Decision",
     "Release",

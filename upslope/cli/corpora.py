@@ -200,6 +200,19 @@ def _stream(seen: RunRecord, stage: StageRecord, store: Store) -> tuple[Any, lis
     return stream, shards, int(config["rows"])
 
 
+def contamination(what: str | None, store: Store, threshold: float) -> Answer:
+    """The benchmark × source matrix of a corpus that overlap was computed for."""
+    from upslope.data.contamination import columns, matrix, render
+
+    name, corpus = find_corpus(what, store)
+    found = columns(corpus)
+    if not found:
+        raise UsageError(f"{name}: no overlap column\nway out: annotate it with {{ kind = 'overlap', sources = ['benchmark.jsonl'] }}")
+    rows = {column: matrix(corpus, column, threshold) for column in found}
+    text = "\n\n".join(render(r) if r else f"{column}: no item reaches {threshold:g}" for column, r in rows.items())
+    return text, {column: [r._asdict() for r in found_rows] for column, found_rows in rows.items()}
+
+
 def prove(what: str | None, store: Store) -> tuple[Answer, bool]:
     """((text, values), whether all of it holds): that no kept document was made by a program, and that no span rewrite wrote anything."""
     from upslope.data.lineage import before, human_only

@@ -1,4 +1,4 @@
-"""The verbs of `upslope data`: run, check, funnel, what-if, sample, lineage, prove, export, score-extraction."""
+"""The verbs of `upslope data`: run, check, funnel, what-if, sample, lineage, contamination, prove, export, score-extraction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from upslope.cli.options import DEFAULT_STORE, JsonOption, StoreOption, open_sto
 from upslope.cli.tables import emit
 
 data_app = typer.Typer(
-    help="Data: run, check, funnel, what-if, sample, lineage, prove, export, score-extraction.", rich_markup_mode=None, no_args_is_help=True
+    help="Data: run, check, funnel, what-if, sample, lineage, contamination, prove, export, score-extraction.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
 )
 CorpusArgument = Annotated[
     str | None, typer.Argument(metavar="[CORPUS]", help="A run, RUN/STAGE, or a corpus folder; default: the newest run.")
@@ -113,6 +115,19 @@ def data_lineage(
     from upslope.cli.corpora import lineage
 
     _answer(lineage(run, place, open_store(store)), json_)
+
+
+@data_app.command("contamination")
+def data_contamination(
+    corpus: CorpusArgument = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Coverage from which on an item counts as found.")] = 0.4,
+    store: StoreOption = DEFAULT_STORE,
+    json_: JsonOption = False,
+) -> None:
+    """Which benchmarks stand in which sources: items found, documents that hold them, kept or not."""
+    from upslope.cli.corpora import contamination
+
+    _answer(contamination(corpus, open_store(store), threshold), json_)
 
 
 @data_app.command("prove")

@@ -287,6 +287,14 @@ class Corpus(Artifact):
         """The licences of kept documents, sorted; "unknown" where a document names none."""
         return _licences(self.batches(("licence",)))
 
+    def contamination(self) -> dict[str, Any]:
+        """What overlap columns said at curations: column → benchmark → `contamination.verdict`; of the parts, if gathered."""
+        found: dict[str, Any] = dict(self.body.get("contamination", {}))
+        for part in self.body.get("parts", []):
+            inner = Corpus(absolute(self.path, part["corpus"])).contamination()
+            found.update({f"{Path(part['corpus']).parent.name}/{column}": verdict for column, verdict in inner.items()})
+        return found
+
     def edges(self) -> pa.Table:
         """Edges between copies: a < b, similarity, kind (`shards.EDGE`)."""
         tables = [shards.read(absolute(self.path, e)) for e in self.body["edges"]]
@@ -339,6 +347,7 @@ class Corpus(Artifact):
             "pages": move(old["pages"]) if old["pages"] else None,
             "rewrites": [{**r, "before": move(r["before"])} for r in old.get("rewrites", [])],
             "parts": [{**p, "corpus": move(p["corpus"])} for p in old.get("parts", [])],
+            "contamination": old.get("contamination", {}),
             "refs": [r for r in dict.fromkeys([relative(self.path, folder), *(move(r) for r in old["refs"])]) if r != "."],
         }
 

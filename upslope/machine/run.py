@@ -119,6 +119,7 @@ def run(
     (code 75).
     """
     watch = watch or Watch()
+    engine(where, 1)  # an unknown one is told before anything is written
     whole = resolve(recipe, source_digests(store))
     graph = whole.upto([n for pattern in until for n in whole.match(pattern)]) if until else whole
     name = store.run_name(recipe.name, {n.name: n.fp for n in whole.nodes.values()})
@@ -136,7 +137,6 @@ def run(
     if not waiting:
         log.emit("end", code=OK)
         return outcome
-    engine(where, 1)  # an unknown one is told now
     launcher: Launcher = Inline(store.root) if inline else Local(store.root)
     workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
     running: dict[str, _Running] = {}

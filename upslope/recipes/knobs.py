@@ -78,7 +78,7 @@ def _words(annotation: Any) -> str:
     if args and (origin is typing.Union or str(origin) == "<class 'types.UnionType'>"):
         return " | ".join("nothing" if a is type(None) else _words(a) for a in args)
     if origin is tuple:
-        return f"list of {_words(args[0])}"
+        return f"list of {_words(args[0])}" if args else "nothing"
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return kind_of(annotation) or annotation.__name__
     return getattr(annotation, "__name__", str(annotation))

@@ -58,10 +58,11 @@ def write_release(
     tables: Sequence[Table],
     sources: Sequence[DataSource] = (),
     licence: str = "not stated",
+    contamination: Mapping[str, Any] | None = None,
 ) -> Release:
     """Links the weights into `out` and writes card, generation settings and provenance; equal inputs give equal bytes.
 
-    decision: what `admit` returned. licence: of the weights.
+    decision: what `admit` returned. licence: of the weights. contamination: `TokenShards.contamination` of what it was trained on.
     """
     for file in walk(weights):
         if file.name != "generation_config.json":
@@ -80,11 +81,12 @@ def write_release(
         "framework_digest": decision["framework_digest"],
         "evidence": [e["digest"] for e in decision["evidence"]],
         "sources": [s._asdict() for s in sources],
+        "contamination": dict(contamination or {}),
         "licence": licence,
         "files": {f.relative_to(weights).as_posix(): digest_path(f) for f in walk(weights) if f.name != "generation_config.json"},
     }
     write_json(out / "release.json", provenance)
-    write_text(out / "README.md", card(name, decision, tables, sources, licence, deployment))
+    write_text(out / "README.md", card(name, decision, tables, sources, licence, deployment, contamination or {}))
     return Release.load(out)
 
 
@@ -96,7 +98,13 @@ def _generation(deployment: Deployment) -> dict[str, Any]:
 
 
 def card(
-    name: str, decision: Mapping[str, Any], tables: Sequence[Table], sources: Sequence[DataSource], licence: str, deployment: Deployment
+    name: str,
+    decision: Mapping[str, Any],
+    tables: Sequence[Table],
+    sources: Sequence[DataSource],
+    licence: str,
+    deployment: Deployment,
+    contamination: Mapping[str, Any],
 ) -> str:
     """The model card in Markdown. Every number in it is an estimate from a row of the evidence, with interval and n."""
     rows = [row for table in tables for row in table.rows()]
@@ -132,6 +140,19 @@ def card(
         if sources
         else ["Not recorded: no token shards were given to the release.", ""]
     )
+    if contamination:
+        lines += ["Evaluation items looked for in the training pages, and how many are left in what was kept:", ""]
+        lines += _table(
+            ("corpus", "benchmark", "items", "found", "still there", "threshold"),
+            [
+                (corpus, benchmark, f"{v['items']}", f"{v['hit']}", f"{v['kept_hits']}", f"{v['threshold']}")
+                for corpus, columns in sorted(contamination.items())
+                for verdicts in columns.values()
+                for benchmark, v in sorted(verdicts.items())
+            ],
+        )
+    else:
+        lines += ["Nothing is on record about evaluation items in the training text: nobody looked, or not here.", ""]
     lines += ["## Use", "", f"Licence of the weights: {licence}.", ""]
     sampled = f"temperature {deployment.temperature:g}, top-p {deployment.top_p:g}, top-k {deployment.top_k}"
     how = sampled if deployment.temperature else "greedy"

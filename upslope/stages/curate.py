@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from upslope.config import Input, UsageError, Wants
 from upslope.data.protocol import Rule
 from upslope.machine.context import Context
+from upslope.machine.files import write_json
 from upslope.machine.stage import Artifact, Problem, Stage
 
 
@@ -37,8 +38,12 @@ class Curate(Stage):
         return []
 
     def run(self, ctx: Context) -> Artifact:
-        """The view with a keep bitmap and a ledger of every failure. UsageError if a rule is wrong, or if nothing is left."""
+        """The view with a keep bitmap and a ledger of every failure; where overlap columns exist, the verdict on each benchmark is a fact.
+
+        UsageError if a rule is wrong, or if nothing is left.
+        """
         from upslope.data.artifacts import Corpus
+        from upslope.data.contamination import columns, verdict
         from upslope.data.curation import decide, write
 
         view = ctx.open(self.corpus, Corpus)
@@ -53,6 +58,11 @@ class Curate(Stage):
         write(view, ctx.out, self.rules, self.winner, keep)
         corpus = Corpus(ctx.out)
         ctx.fact(funnel=funnel, docs=funnel["docs"], bytes=funnel["bytes"], licences=list(corpus.licences()))
+        verdicts = {name: verdict(corpus, name) for name in columns(corpus)}
+        if verdicts:  # it goes with the corpus, into whatever is made of it
+            write_json(ctx.out / "corpus.json", {**corpus.body, "contamination": {**corpus.body.get("contamination", {}), **verdicts}})
+            corpus = Corpus(ctx.out)
+            ctx.fact(contamination=verdicts)
         size = f"{funnel['bytes'] / 1e6:.1f} of {funnel['bytes_in'] / 1e6:.1f} MB"
         ctx.say(f"{funnel['docs']:,} of {funnel['docs_in']:,} documents live ({size})")
         return corpus

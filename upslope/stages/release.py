@@ -42,13 +42,14 @@ class ReleaseStage(Stage):
         weights = ctx.open(self.checkpoint, Checkpoint).weights
         tables = [ctx.open(e, Table) for e in self.evidence]
         decision = admit(ctx.open(self.decision, Decision), Subject.of(weights, self.deployment), tables)
-        sources = []
+        sources, contamination = [], {}
         for shards in (ctx.open(d, TokenShards) for d in self.data):
+            contamination.update(shards.contamination)
             for source in shards.training():
                 held = shards.counts(source + HELDOUT).docs if source + HELDOUT in shards.sources() else 0
                 size = shards.counts(source)
                 sources.append(DataSource(source, size.docs, size.tokens, size.bytes, self.licences.get(source, "not stated"), held))
-        release = write_release(ctx.out, self.name, weights, self.deployment, decision, tables, sources, self.licence)
+        release = write_release(ctx.out, self.name, weights, self.deployment, decision, tables, sources, self.licence, contamination)
         ctx.fact(outcome=decision["label"], object=decision["object_digest"])
         ctx.say(f"{self.name}: released" + (f', stamped "{decision["watermark"]}"' if decision["demo"] else f" ({decision['label']})"))
         return release

@@ -75,7 +75,8 @@ class Tokenize(Stage):
                 last = time.monotonic()
                 if ctx.stopping:
                     raise Paused
-        shards = writer.close()
+        known = {ref.stage: found for ref, corpus in zip(self.corpora, corpora, strict=True) if (found := corpus.contamination())}
+        shards = writer.close(known)
         sizes = {s: shards.counts(s) for s in shards.sources()}
         tokens, size = sum(c.tokens for c in sizes.values()), sum(c.bytes for c in sizes.values())
         if not tokens:

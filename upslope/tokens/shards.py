@@ -101,6 +101,11 @@ class TokenShards(Artifact):
         return self.counts(source).bytes
 
     @property
+    def contamination(self) -> dict[str, Any]:
+        """Corpus → column → benchmark → what was found of it when the corpus was curated; {} where nothing was looked for."""
+        return dict(self._body.get("contamination", {}))
+
+    @property
     def vocab_size(self) -> int:
         """Vocabulary of the tokenizer that made these ids."""
         return int(self._body["vocab_size"])
@@ -154,8 +159,8 @@ class ShardWriter:
                 os.fsync(file.fileno())
         return {source: list(c) for source, c in self.counts.items()}
 
-    def close(self) -> TokenShards:
-        """Writes `shards.json` and returns the artifact."""
+    def close(self, contamination: Mapping[str, Any] | None = None) -> TokenShards:
+        """Writes `shards.json`, with what is known of evaluation items in the texts, and returns the artifact."""
         self.state()
         for pair in self._files.values():
             for file in pair:
@@ -169,6 +174,7 @@ class ShardWriter:
                 "vocab_size": self.tokenizer.vocab_size,
                 "tokenizer": self.tokenizer.digest,
                 "eos": self.tokenizer.eos,
+                **({"contamination": dict(contamination)} if contamination else {}),
             },
         )
         return TokenShards.load(self.folder)

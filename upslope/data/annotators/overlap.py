@@ -1,202 +1,245 @@
-"""overlap: how much of an evaluation item stands in a page, word for word, lightly edited, or torn apart.
+"""overlap: how much of an evaluation item stands in a page, word for word, lightly edited, or torn over lines; see `data.ngrams`.
 
-    coverage(item, page) = Σ_g w_g [g in page] / Σ_g w_g,   w_g = 1 / (number of items that contain g)
-
-over the item's runs g of `gram` words (the whole item where it is shorter). The weight makes wording that items share count for
-little. `exact` is the stricter 20-word rule: some run of `run` words of an item (the whole item where it is shorter) is in the page.
-
-Source: Brown et al. 2020 (GPT-3), appendix C (n-gram overlap); Abdin et al. and others use 13 words; 20 as in MAI's report.
+The usual rule is `not overlap.exact and overlap.coverage < 0.4`.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from upslope.config import Input, Source, UsageError, Wants
 from upslope.data.protocol import Annotate
-from upslope.machine.files import digest_file, read_json, write_json
+from upslope.machine.files import atomic, digest_file, read_json, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
+    from upslope.data.ngrams import Background, Index, Item, Match, Rules
     from upslope.machine.context import Context
 
+GIVES: Mapping[str, str] = {
+    "coverage": "float32",
+    "answer_coverage": "float32",
+    "exact": "bool",
+    "item": "string",
+    "benchmark": "string",
+    "words": "int32",
+    "hits": "string",
+}
+VERSION = 2
 
-class Overlap(Annotate):
-    """coverage: the largest over all items, 0 to 1; item: which one (NULL if coverage is 0); words: its length; exact: the 20-word rule.
 
-    against: task sets, whose held-out prompts are the items. sources: JSON files of items: a list, or an object with `items`, of strings or
-    of objects with `text` (or `question`, `prompt`) and perhaps `id`. least: items with fewer words are left out, since innocent pages
-    contain them; how many is recorded as a fact of the stage.
+class Settings(Annotate):
+    """How items and pages are compared.
+
+    gram: words a run. run: words in a row that make a page `exact`. least: items whose question has fewer words are left out. short:
+    questions up to this length count whole only. window: where an item is looked for, in item lengths. numbers: how much of the
+    coverage a question loses whose numbers all differ. common: short questions in a larger share of the background are left out.
+    floor: coverage from which on an item is listed in `hits`.
+    """
+
+    gram: int = Field(default=5, ge=2, le=64)
+    run: int = Field(default=20, ge=1)
+    least: int = Field(default=4, ge=1)
+    short: int = Field(default=8, ge=1)
+    window: float = Field(default=3.0, ge=1, le=100)
+    numbers: float = Field(default=0.75, ge=0, le=1)
+    common: float = Field(default=0.001, ge=0, le=1)
+    floor: float = Field(default=0.3, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _widths(self) -> Self:
+        if self.run < self.gram:
+            raise ValueError(f"run = {self.run} must be at least gram = {self.gram}: exact runs are found by their n-grams")
+        return self
+
+    def rules(self) -> Rules:
+        """The same for `data.ngrams`."""
+        from upslope.data.ngrams import Rules
+
+        return Rules(self.gram, self.run, self.least, self.short, self.window, self.numbers, self.common)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of this class."""
+        return {name: getattr(self, name) for name in Settings.model_fields if name != "name"}
+
+
+class Overlap(Settings):
+    """coverage: the largest over all items, 0 to 1; item, benchmark, words: which one, of what, and how many words its question has (NULL
+    where nothing is found); answer_coverage: of its answer (NULL if it has none); exact: whether `run` words in a row of any item (the
+    whole question where it is shorter) are in the page, and not with all numbers replaced; hits: all items found, as JSON {benchmark:
+    [[item, coverage of the question or of a long answer, exact], …]} (NULL for none).
+
+    against: task sets, whose held-out prompts are the items. sources: files or folders of items (`data.items`). context: whether a
+    passage is part of its question. background: a corpus that tells stock phrases, by `sample` of its documents, evenly spread. Items
+    that were left out are counted in the facts of the stage and in about.json beside the columns.
     """
 
     kind: ClassVar[str] = "overlap"
-    version: ClassVar[int] = 1
-    gives: ClassVar[Mapping[str, str]] = {"coverage": "float32", "item": "string", "words": "int32", "exact": "bool"}
+    version: ClassVar[int] = VERSION
+    gives: ClassVar[Mapping[str, str]] = GIVES
 
     against: Annotated[tuple[Input, ...], Wants("Tasks")] = ()
     sources: tuple[Source, ...] = ()
-    gram: int = Field(default=5, ge=1)
-    run: int = Field(default=20, ge=1)
-    least: int = Field(default=4, ge=1)
+    background: Annotated[Input | None, Wants("Corpus")] = None
+    sample: int = Field(default=2000, ge=1)
+    context: bool = False
 
     def bind(self, ctx: Context) -> Annotate:
         """Writes the items to one file and gives the step that reads it. UsageError where there are none."""
-        items = [item for ref in self.against for item in _held_out(ctx, ref)]
+        from upslope.data import items as files
+        from upslope.data import ngrams
+
+        found = [item for ref in self.against for item in _held_out(ctx, ref)]
         for source in self.sources:
-            items += list(read_items(source.path()))
-        if not items:
-            raise UsageError("overlap: there are no items to look for\nway out: name task sets in `against` or JSON files in `sources`")
-        short = Index(items, self.gram, self.run, self.least).skipped
-        if short == len(items):
-            raise UsageError(f"overlap: all {short} items have fewer than {self.least} words\nway out: lower `least`, or give whole items")
-        ctx.fact(**{self.column: {"items": len(items), "too_short": short}})
+            found += files.read(source.path(), self.context)
+        if not found:
+            raise UsageError("overlap: there are no items to look for\nway out: name task sets in `against` or files of items in `sources`")
+        counts = None
+        if self.background is not None:
+            counts = ngrams.count(_spread(ctx, self.background, self.sample), found, self.rules())
         file = ctx.work / f"items-{self.column}.json"
-        write_json(file, items)
-        found = Source(uri=str(file), digest=digest_file(file))
-        return BoundOverlap(name=self.column, items=found, gram=self.gram, run=self.run, least=self.least)
+        write_json(file, [[i.id, i.benchmark, i.question, i.answer, list(i.options)] for i in found])
+        bound = BoundOverlap(
+            name=self.column,
+            items=Source(uri=str(file), digest=digest_file(file)),
+            stock=None if counts is None else _save(ctx.work / f"stock-{self.column}.npy", counts),
+            **self.settings(),
+        )
+        index = bound.index()
+        short, common = len(index.too_short), len(index.common)
+        if not index.kept:
+            raise UsageError(
+                f"overlap: all {len(found)} items are left out: {short} have fewer than {self.least} words, {common} are common\n"
+                "way out: lower `least`, raise `common`, or give whole items"
+            )
+        ctx.fact(**{self.column: {"items": len(found), "too_short": short, "common": common}})
+        write_json(ctx.out / "columns" / f"{self.column}@{self.version}" / "about.json", _about(self, index, found))
+        return bound
 
 
-class BoundOverlap(Annotate):
-    """`Overlap` with its items in one file, [[id, text], …]."""
+class BoundOverlap(Settings):
+    """`Overlap` with its items in one file, [[id, benchmark, question, answer, options], …], and its background counted: runs and
+    counts in one array (2, n + 1) uint64, whose first column is 0 and the number of documents."""
 
     kind: ClassVar[str] = "overlap_items"
-    version: ClassVar[int] = Overlap.version
-    gives: ClassVar[Mapping[str, str]] = Overlap.gives
+    version: ClassVar[int] = VERSION
+    gives: ClassVar[Mapping[str, str]] = GIVES
 
     items: Source
-    gram: int = Field(default=5, ge=1)
-    run: int = Field(default=20, ge=1)
-    least: int = Field(default=4, ge=1)
+    stock: Source | None = None
+
+    def index(self) -> Index:
+        """The index, built once a process."""
+        return _index(*_file(self.items), *(_file(self.stock) if self.stock else ("", "")), self.rules())
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Needs the column text; code and tables are looked at too."""
         import pyarrow as pa
 
-        path = self.items.path()
-        index = _index(str(path), self.items.digest or digest_file(path), self.gram, self.run, self.least)
-        columns: dict[str, list[Any]] = {name: [] for name in self.gives}
-        for text in batch["text"].to_pylist():
-            for name, value in zip(self.gives, index.look(text)):
-                columns[name].append(value)
-        types = {"coverage": pa.float32(), "item": pa.string(), "words": pa.int32(), "exact": pa.bool_()}
-        return pa.RecordBatch.from_pydict({n: pa.array(columns[n], types[n]) for n in self.gives})
+        index = self.index()
+        rows = [self._row(index, index.look(text)) for text in _texts(batch["text"])]
+        return pa.RecordBatch.from_pydict({n: pa.array([r[n] for r in rows], pa.type_for_alias(t)) for n, t in self.gives.items()})
+
+    def _row(self, index: Index, found: list[Match]) -> dict[str, Any]:
+        row: dict[str, Any] = dict.fromkeys(GIVES) | {"coverage": 0.0, "exact": False}
+        if not found:
+            return row
+        hits: dict[str, list[list[Any]]] = {}
+        for match in found:
+            if match.exact or self.strength(index, match) >= self.floor:
+                item = index.kept[match.item]
+                hits.setdefault(item.benchmark, []).append([item.id, round(self.strength(index, match), 4), match.exact])
+        best = max(found, key=lambda m: (self.strength(index, m), m.exact, -m.item))
+        item = index.kept[best.item]
+        return row | {
+            "coverage": max(m.coverage for m in found),
+            "answer_coverage": best.answer,
+            "exact": any(m.exact for m in found),
+            "item": item.id,
+            "benchmark": item.benchmark,
+            "words": index.lengths[best.item],
+            "hits": json.dumps(hits, ensure_ascii=False, sort_keys=True) if hits else None,
+        }
+
+    def strength(self, index: Index, match: Match) -> float:
+        """What decides between items: the coverage of the question, or of a long answer where that is larger."""
+        return max(match.coverage, (match.answer or 0.0) if index.long_answer(match.item) else 0.0)
 
 
-class Hit(NamedTuple):
-    """The item of which most is in a page."""
-
-    coverage: float
-    item: str | None
-    words: int | None
-    exact: bool
+def _file(source: Source) -> tuple[str, str]:
+    path = source.path()
+    return str(path), source.digest or digest_file(path)
 
 
-class Index:
-    """Items by their runs of words. Fields: grams (g,) uint64 sorted; weight (g,); owners of each gram; totals per item."""
-
-    def __init__(self, items: list[tuple[str, str]], gram: int = 5, run: int = 20, least: int = 4) -> None:
-        import numpy as np
-
-        self.gram, self.run = gram, run
-        hashes = [(name, _words(text)) for name, text in items]
-        self.skipped = sum(h.size < least for _, h in hashes)
-        kept = [(name, h) for name, h in hashes if h.size >= least]
-        self.names = [name for name, _ in kept]
-        self.lengths = np.array([h.size for _, h in kept], np.int32)
-        self.grams, owner, self.widths = _table(kept, gram)
-        self.runs, _, self.run_widths = _table(kept, run)
-        self.runs = np.unique(self.runs)
-        order = np.argsort(self.grams, kind="stable")
-        self.grams, self.owner = self.grams[order], owner[order]
-        unique, counts = np.unique(self.grams, return_counts=True)
-        self.weight = 1.0 / counts[np.searchsorted(unique, self.grams)]
-        self.total = np.bincount(self.owner, self.weight, minlength=len(kept))
-
-    def look(self, text: str) -> Hit:
-        """The largest coverage of any item in a text, and whether the 20-word rule holds for any."""
-        import numpy as np
-
-        words = _words(text)
-        if not words.size or not self.names:
-            return Hit(0.0, None, None, False)
-        present = np.unique(np.concatenate([_runs(words, w) for w in self.widths]))
-        found = _isin(self.grams, present)
-        covered = np.bincount(self.owner[found], self.weight[found], minlength=len(self.names)) / self.total
-        best = int(covered.argmax())
-        exact = any(bool(_isin(_runs(words, w), self.runs).any()) for w in self.run_widths)
-        if covered[best] <= 0:
-            return Hit(0.0, None, None, exact)
-        return Hit(min(1.0, float(covered[best])), self.names[best], int(self.lengths[best]), exact)
-
-
-def _isin(values: NDArray[np.uint64], table: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which values are in a sorted table."""
-    import numpy as np
-
-    if not table.size:
-        return np.zeros(values.size, bool)
-    at = np.minimum(np.searchsorted(table, values), table.size - 1)
-    return table[at] == values
-
-
-def _words(text: str) -> NDArray[np.uint64]:
-    import numpy as np
-
+def _texts(column: pa.Array) -> Iterator[bytes]:
+    """The UTF-8 bytes of a column of strings, b"" for NULL, without a detour over str."""
     from upslope.data import hashing
 
-    return hashing.words(np.frombuffer(text.casefold().encode("utf-8", "replace"), np.uint8))
-
-
-def _runs(words: NDArray[np.uint64], width: int) -> NDArray[np.uint64]:
-    """Hashes of all runs of exactly `width` words."""
-    import numpy as np
-
-    from upslope.data import hashing
-
-    return hashing.shingles(words, width) if words.size >= width else np.empty(0, np.uint64)
-
-
-def _table(items: list[tuple[str, NDArray[np.uint64]]], n: int) -> tuple[NDArray[np.uint64], NDArray[np.int64], list[int]]:
-    """(distinct runs of each item, their item, the widths that occur): n words, or the whole item where it is shorter."""
-    import numpy as np
-
-    runs = [np.unique(_runs(h, min(n, h.size))) for _, h in items]
-    owners = [np.full(r.size, i, np.int64) for i, r in enumerate(runs)]
-    widths = sorted({min(n, int(h.size)) for _, h in items})
-    if not runs:
-        return np.empty(0, np.uint64), np.empty(0, np.int64), []
-    return np.concatenate(runs), np.concatenate(owners), widths
+    offsets, data = hashing.column(column)
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist()):
+        yield data[start:end].tobytes()
 
 
 @lru_cache(maxsize=4)
-def _index(path: str, digest: str, gram: int, run: int, least: int) -> Index:
-    return Index([(name, text) for name, text in read_json(Path(path))], gram, run, least)
+def _index(items: str, digest: str, stock: str, stock_digest: str, rules: Rules) -> Index:
+    import numpy as np
+
+    from upslope.data.ngrams import Background, Index, Item
+
+    counts = None
+    if stock:
+        table = np.load(stock)
+        counts = Background(table[0, 1:], table[1, 1:].astype(np.int64), int(table[1, 0]))
+    rows = read_json(Path(items))
+    return Index([Item(i, b, q, a, tuple(o)) for i, b, q, a, o in rows], rules, counts)
 
 
-def _held_out(ctx: Context, ref: Input) -> Iterator[tuple[str, str]]:
+def _save(file: Path, counts: Background) -> Source:
+    import numpy as np
+
+    table = np.zeros((2, counts.keys.size + 1), np.uint64)
+    table[0, 1:], table[1, 1:], table[1, 0] = counts.keys, counts.counts, counts.docs
+    with atomic(file) as temporary, open(temporary, "wb") as f:
+        np.save(f, table)
+    return Source(uri=str(file), digest=digest_file(file))
+
+
+def _about(step: Overlap, index: Index, items: list[Item]) -> dict[str, Any]:
+    """What was looked for: by benchmark the items in the index and those left out, and how."""
+    names = sorted({i.benchmark for i in items})
+    kept = Counter(i.benchmark for i in index.kept)
+    short, common = (Counter(items[i].benchmark for i in out) for out in (index.too_short, index.common))
+    return {
+        "benchmarks": {n: {"items": kept[n], "too_short": short[n], "common": common[n]} for n in names},
+        "method": f"{step.gram}-grams by rarity in {step.window:g} item lengths, numbers {step.numbers:g}; exact: {step.run} words",
+        "settings": step.settings(),
+    }
+
+
+def _held_out(ctx: Context, ref: Input) -> Iterator[Item]:
+    from upslope.data.ngrams import Item
     from upslope.tasks.artifacts import Tasks
 
     for task in ctx.open(ref, Tasks).read("heldout"):
-        yield task.id, "\n".join(str(m["content"]) for m in task.messages)
+        answer = task.truth.get("answer") if isinstance(task.truth, Mapping) else None
+        question = "\n".join(str(m["content"]) for m in task.messages)
+        yield Item(task.id, task.family, question, answer if isinstance(answer, str) else "")
 
 
-def read_items(file: Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of the items in a JSON file; UsageError naming the first item that has no text."""
-    body = read_json(file)
-    rows = body.get("items") if isinstance(body, dict) else body
-    if not isinstance(rows, list):
-        raise UsageError(f"{file.name}: expected a list of items, or an object with 'items'; found {type(body).__name__}")
-    for i, row in enumerate(rows):
-        fields = row if isinstance(row, dict) else {"text": row}
-        text = next((fields[k] for k in ("text", "question", "prompt") if fields.get(k)), None)
-        if not isinstance(text, str):
-            raise UsageError(f"{file.name}: item {i} has no 'text', 'question' or 'prompt': {str(row)[:80]}")
-        yield str(fields.get("id", f"{file.stem}/{i}")), text
+def _spread(ctx: Context, ref: Input, sample: int) -> Iterator[str]:
+    """At most `sample` living documents of a corpus, evenly spread."""
+    from upslope.data.artifacts import Corpus
+
+    view = ctx.open(ref, Corpus)
+    every = max(1, -(-len(view) // sample))
+    for number, text in enumerate(view.texts()):
+        if number % every == 0:
+            yield text
