@@ -15,7 +15,7 @@ from upslope.evals.bigram import Bigram
 from upslope.evals.subject import Deployment, Subject
 from upslope.evals.suites import Accuracy, Bench, BigramBaseline, BitsPerByte, Suite
 from upslope.machine.context import Context
-from upslope.machine.files import read_json, walk
+from upslope.machine.files import read_json, walk, write_json
 from upslope.machine.rng import rng, seed_of
 from upslope.machine.stage import Paused, Refused, Undecided
 from upslope.model.checkpoint import Checkpoint
@@ -54,6 +54,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     texts = [" ".join(w) + "." for w in rng(0, "text").choice(["add", "the", "numbers", "sort", "digits", "answer", "café"], (60, 30))]
     tokenizer = train_bpe(texts, 300, root / "tokenizer")
     shards = TokenShards.write(root / "shards", tokenizer, {"web": texts[:50], "web@heldout": texts[50:], "odd": ["one odd document."] * 3})
+    found = {"items": 30, "left_out": 2, "hit": 4, "documents": 5, "kept_hits": 1, "threshold": 0.4, "method": "overlap"}
+    body = read_json(shards.path / "shards.json")
+    write_json(shards.path / "shards.json", {**body, "contamination": {"corpus": {"overlap": {"arithmetic": found}}}})
+    shards = TokenShards.load(shards.path)
     mixture = Mixture.write(root / "mixture", {"web": 1.0}, 640)
     drawn = [d for family in ("add", "sort") for split in ("train", "heldout") for d in cell(family, 1, split, 15, 0)]  # type: ignore[arg-type]
     tasks = Tasks.write(root / "tasks", [*drawn, *secret_cell(1, "heldout", 5, 0)])
@@ -245,6 +249,8 @@ def test_a_release_is_a_folder_with_a_card_from_evidence(world: dict[str, Any], 
     assert estimate.interval is not None
     assert f"{estimate.value:.3f} bits per byte | [{estimate.interval.low:.3f}, {estimate.interval.high:.3f}] | 5 |" in card
     assert "everything else" in card
+    assert "| corpus | arithmetic | 30 | 4 | 1 | 0.4 |" in card
+    assert read_json(out.path / "release.json")["contamination"]["corpus"]["overlap"]["arithmetic"]["kept_hits"] == 1
     assert out.json()["object_digest"] == decision.json()["object_digest"]
     assert str(tmp_path) not in card + json.dumps(out.json())
     settings = read_json(out.path / "generation_config.json")

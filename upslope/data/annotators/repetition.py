@@ -2,6 +2,10 @@
 
 Source: Rae et al. 2021 (arXiv 2112.11446), table A1. Usual limits: line_dup, para_dup ≤ 0.3; line_dup_bytes, para_dup_bytes ≤ 0.2;
 top_2 ≤ 0.20, top_3 ≤ 0.18, top_4 ≤ 0.16; dup_5 … dup_10 ≤ 0.15, 0.14, 0.13, 0.12, 0.11, 0.10.
+
+Unlike datatrove: code, formulas and tables are left out; bytes, not characters; tokens stand between blanks, and letters of unspaced
+scripts one by one; lines and paragraphs are compared without the blanks around them; the bytes of repeated ones are a share of those in
+all of them; an n-gram that occurs once is no top n-gram, and among equally frequent ones the longest counts, not the first.
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ TOP, DUP = (2, 3, 4), (5, 6, 7, 8, 9, 10)
 
 class Repetition(Annotate):
     """line_dup, para_dup: share of lines and paragraphs that occurred before; *_bytes: the same by bytes; top_n: share of bytes covered
-    by the most frequent n-gram of tokens; dup_n: share of bytes in n-grams that occurred before. NULL without prose."""
+    by the most frequent n-gram of tokens (one byte for each gap); dup_n: share of bytes in n-grams that occurred before, left to right,
+    each byte once. NULL without prose."""
 
     kind: ClassVar[str] = "repetition"
+    version: ClassVar[int] = 2
     gives: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(BLOCKS, "float32"),
         **{f"top_{n}": "float32" for n in TOP},
@@ -31,23 +37,6 @@ class Repetition(Annotate):
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Needs the columns text and spans."""
-        import numpy as np
-        import pyarrow as pa
+        from upslope.data import prose
 
-        from upslope.data import prose, shards
-
-        columns: dict[str, list[float | None]] = {name: [] for name in self.gives}
-        for text, spans in zip(batch["text"].to_pylist(), batch["spans"].to_pylist()):
-            data = np.frombuffer(shards.prose(text.encode(), spans), np.uint8)
-            hashes, starts, ends = prose.tokens(data)
-            values: list[float | None] = [None] * len(self.gives)
-            if hashes.size:
-                values = []
-                for paragraphs in (False, True):
-                    blocks, repeated, size, repeated_size = prose.repeated_blocks(data, paragraphs)
-                    values += [repeated / blocks, repeated_size / size]
-                values += [prose.top_ngram(hashes, starts, ends, n) / data.size for n in TOP]
-                values += [prose.repeated_ngrams(hashes, starts, ends, n) / data.size for n in DUP]
-            for name, value in zip(self.gives, values):
-                columns[name].append(value)
-        return pa.RecordBatch.from_pydict({n: pa.array(columns[n], pa.float32()) for n in self.gives})
+        return prose.frame(self.gives, prose.repetition(*prose.prose_of(batch)))
