@@ -168,8 +168,8 @@ def test_import_of_evidence(tmp_path: Path) -> None:
         ("tasks", {"prompt": "a", "truth": {"x": 1}}, "truth has no 'answer' string"),
         ("tasks", {"prompt": "a", "answer": "b", "split": "test"}, "split = 'test'"),
         ("tasks", {"prompt": "a", "answer": "b", "level": "hard"}, "level = 'hard'"),
-        ("chats", {"messages": [{"content": "a"}]}, "a message needs role and content"),
-        ("chats", {"messages": [{"role": "alien", "content": "a"}]}, "line 1: message role = 'alien'"),
+        ("chats", {"messages": [{"content": "a"}]}, r"line 1: message 1 has no role; found 'content'; wanted role"),
+        ("chats", {"messages": [{"role": "alien", "content": "a"}]}, "line 1: message 1 has the role 'alien'"),
         ("evidence", {"suite": "s", "item": "i", "metric": "m", "value": "high"}, "value = 'high'"),
     ],
 )
@@ -192,3 +192,31 @@ def test_imports_repeat_in_bytes(tmp_path: Path) -> None:
     one = bring(tmp_path / "1", {"kind": "tasks", "source": source})
     two = bring(tmp_path / "2", {"kind": "tasks", "source": source})
     assert digest_path(one.path) == digest_path(two.path)
+
+
+def test_chats_tasks_and_pairs_come_in_the_shapes_of_other_tools(tmp_path: Path) -> None:
+    from upslope.chat.artifacts import Pairs
+
+    turns = [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "so"}]
+    nested = lines(tmp_path / "n.jsonl", {"data": {"turns": turns}, "id": "a"}, {"data": {"turns": turns[:1]}}, {"data": {"turns": turns}})
+    form = {"kind": "chats", "source": nested, "map": {"messages": "data.turns"}}
+    with pytest.raises(UsageError, match=r"n.jsonl line 2: no assistant message.*\s+way out: .*--drop-bad"):
+        bring(tmp_path / "1", form)
+    chats = bring(tmp_path / "2", form | {"drop_bad": True})
+    assert isinstance(chats, Chats)
+    assert [(c.id, [m.content for m in c.messages]) for c in chats] == [("a", ["why?", "so"]), ("import-1", ["why?", "so"])]
+    alpaca = lines(tmp_path / "a.jsonl", {"instruction": "add", "input": "1 2", "output": "3", "system": "s", "history": [["q", "r"]]})
+    chats = bring(tmp_path / "3", {"kind": "chats", "source": alpaca})
+    assert isinstance(chats, Chats)
+    assert [m.content for m in next(iter(chats)).messages] == ["s", "q", "r", "add\n1 2", "3"]
+    tasks = bring(tmp_path / "4", {"kind": "tasks", "source": alpaca})
+    assert isinstance(tasks, Tasks)
+    (task,) = [*tasks.read("train"), *tasks.read("heldout")]
+    assert task.truth == {"answer": "3"} and task.messages[-1]["content"] == "add\n1 2"
+    pairs = lines(tmp_path / "p.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b", "split": "heldout"})
+    made = bring(tmp_path / "5", {"kind": "pairs", "source": pairs, "name": "mine"})
+    assert isinstance(made, Pairs)
+    (pair,) = made.read("heldout")
+    assert (pair.prompt[0].content, pair.chosen.content, pair.rejected.content, pair.source) == ("q", "a", "b", "mine")
+    with pytest.raises(UsageError, match="preference, where chats are wanted"):
+        bring(tmp_path / "6", {"kind": "chats", "source": pairs})
