@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -210,15 +211,26 @@ class Corpus(Artifact):
 
     def slices(self, columns: Sequence[str], rows: int, coded: Sequence[str] = ()) -> Iterator[pa.Table]:
         """`table` of kept rows, in slices of whole shards that hold at least `rows` rows (the last one may hold fewer)."""
-        numbers: list[int] = []
-        size = at = 0
+        groups: list[list[int]] = [[]]
+        size = 0
         for number, file in enumerate(self.files()):
-            numbers.append(number)
+            groups[-1].append(number)
             size += file.rows
-            if size >= rows or number == len(self.files()) - 1:
-                table = self._table(columns, coded, numbers)
-                yield table if not self.body["keep"] else table.filter(pa.array(self.kept()[at : at + size]))
-                numbers, size, at = [], 0, at + size
+            if size >= rows:
+                groups.append([])
+                size = 0
+        at = 0
+        with ThreadPoolExecutor(1) as ahead:  # the next slice is read while this one is looked at
+            coming = [ahead.submit(self._table, columns, coded, g) for g in groups[:1] if g]
+            for i in range(len(groups)):
+                if not groups[i]:
+                    break
+                table = coming.pop().result()
+                if i + 1 < len(groups) and groups[i + 1]:
+                    coming.append(ahead.submit(self._table, columns, coded, groups[i + 1]))
+                alive = self.kept()[at : at + table.num_rows] if self.body["keep"] else None
+                at += table.num_rows
+                yield table if alive is None else table.filter(pa.array(alive))
 
     def _table(self, columns: Sequence[str], coded: Sequence[str], numbers: Sequence[int]) -> pa.Table:
         """Columns of whole shards."""

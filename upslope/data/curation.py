@@ -132,11 +132,11 @@ def decide(view: Corpus, rules: Sequence[Rule], winner: str = "doc") -> Keep:
     parsed = parse(rules, winner)
     refs = [_resolve(view, f"rule {r.name!r}", columns) for r, columns in zip(rules, parsed)]
     order = _resolve(view, "winner", parsed[-1])
-    docs = view.docs()[view.kept()]
+    docs = view.docs() if view.body["keep"] is None else view.docs()[view.kept()]
     judged = _judge(view, docs, rules, refs)
     losers, winners = _copies(view, docs, judged.failed, winner, order)
     reasons, names = judged.failed, [r.name for r in rules] + [DUPLICATE]
-    reasons[-1] = losers
+    reasons[-1, losers] = True
     groups = max(len(KINDS), *map(len, judged.labels))
     by_rule, by_group, docs_of, alive = tally(reasons, judged.codes, groups, judged.size)
     kept, everywhere = alive, reasons
@@ -148,8 +148,8 @@ def decide(view: Corpus, rules: Sequence[Rule], winner: str = "doc") -> Keep:
         "step": "curate",
         "docs_in": int(docs.size),
         "docs": int(alive.sum()),
-        "bytes_in": int(judged.size.sum()),
-        "bytes": int(judged.size.sum() - by_rule[:, 3].sum()),
+        "bytes_in": int(judged.size.sum(dtype=np.int64)),
+        "bytes": int(judged.size.sum(dtype=np.int64) - by_rule[:, 3].sum()),
         "rules": [
             {"rule": n, "failed": f, "only": o, "first": first, "bytes": b, "unknown": u}
             for n, (f, o, first, b), u in zip(names, by_rule.tolist(), [*judged.unknown.tolist(), 0])
@@ -158,7 +158,7 @@ def decide(view: Corpus, rules: Sequence[Rule], winner: str = "doc") -> Keep:
         "kinds": _group(KINDS, by_group[1], docs_of[1], names),
         "sources": _group(judged.labels[1], by_group[2], docs_of[2], names),
     }
-    copies = pa.table({"doc": docs[losers], "of": winners[losers]}, schema=COPY)
+    copies = pa.table({"doc": docs[losers], "of": winners}, schema=COPY)
     return Keep(kept, everywhere, copies, funnel)
 
 
@@ -190,7 +190,7 @@ def _lock(db: duckdb.DuckDBPyConnection) -> None:
 
 class _Judged(NamedTuple):
     """What the rules say of the living, in document order. failed: (rules + 1, n) bool, the last row still empty. unknown: NULLs of each
-    rule. codes: (3, n) int32, language, kind and source. labels: of languages and sources. size: (n,) int64, bytes."""
+    rule. codes: (3, n) int32, language, kind and source. labels: of languages and sources. size: (n,) int32, bytes."""
 
     failed: np.ndarray
     unknown: np.ndarray
@@ -206,7 +206,7 @@ def _judge(view: Corpus, docs: np.ndarray, rules: Sequence[Rule], refs: Sequence
     wanted = [c for c in dict.fromkeys([*sizes, "source", language, *(c for columns in refs for c in columns)]) if c != "doc"]
     n = docs.size
     failed, unknown = np.zeros((len(rules) + 1, n), bool), np.zeros(len(rules), np.int64)
-    found = _Judged(failed, unknown, np.zeros((3, n), np.int32), ([], []), np.zeros(n, np.int64))
+    found = _Judged(failed, unknown, np.empty((3, n), np.int32), ([], []), np.empty(n, np.int32))
     at = 0
     with duckdb.connect(":memory:") as db:
         _lock(db)
@@ -217,7 +217,7 @@ def _judge(view: Corpus, docs: np.ndarray, rules: Sequence[Rule], refs: Sequence
                 for rule in rules:
                     _typed(db, rule)
             _evaluate(db, rules, found.failed[:, at:end], found.unknown)
-            size = [pc.fill_null(table[c], 0).cast(pa.int64()).to_numpy() for c in sizes]
+            size = [(pc.fill_null(table[c], 0) if table[c].null_count else table[c]).to_numpy() for c in sizes]
             found.size[at:end] = size[0]
             found.codes[1, at:end] = kinds(*size)
             for row, column, labels in zip((0, 2), (table[language], table["source"]), found.labels):
@@ -291,15 +291,15 @@ def _quoted(column: str) -> str:
 
 
 def _copies(view: Corpus, docs: np.ndarray, reasons: np.ndarray, winner: str, order: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(which living documents lose to a copy, the document that each loses to), in document order. Only linked documents are ranked."""
+    """(places of the living documents that lose to a copy, ascending; the document that each loses to). Only linked ones are ranked."""
     edges = view.edges()
     a, b = edges["a"].to_numpy(), edges["b"].to_numpy()
-    losers, winners = np.zeros(docs.size, bool), docs.copy()
+    none = np.zeros(0, np.int64), np.zeros(0, np.uint64)
     if not docs.size:
-        return losers, winners
+        return none
     alive: np.ndarray = np.logical_and.reduce([docs[np.minimum(np.searchsorted(docs, x), docs.size - 1)] == x for x in (a, b)])
     if not alive.any():
-        return losers, winners
+        return none
     linked = np.unique(np.concatenate([a[alive], b[alive]]))
     at = np.searchsorted(docs, linked)
     component = components(linked.size, np.searchsorted(linked, a[alive]), np.searchsorted(linked, b[alive]))
@@ -318,9 +318,8 @@ def _copies(view: Corpus, docs: np.ndarray, reasons: np.ndarray, winner: str, or
     best = np.empty(linked.size, np.int64)
     best[component[best_first[::-1]]] = best_first[::-1]  # the last one written, the best of its component, stays
     first = best[component]
-    losers[at] = first != np.arange(linked.size)
-    winners[at] = linked[first]
-    return losers, winners
+    lost = first != np.arange(linked.size)
+    return at[lost], linked[first[lost]]
 
 
 def _qualified(winner: str) -> str:

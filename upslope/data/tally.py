@@ -6,11 +6,12 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 
 @nb.njit(cache=True)
-def tally(failed: NDArray[np.bool_], codes: NDArray[np.int32], groups: int, size: I64) -> tuple[I64, I64, I64, NDArray[np.bool_]]:
+def tally(failed: NDArray[np.bool_], codes: I32, groups: int, size: I32) -> tuple[I64, I64, I64, NDArray[np.bool_]]:
     """failed: (rules, n), which documents fail each rule. codes: (kinds, n), the group of each document in each division, below `groups`.
     size: (n,) bytes.
 
@@ -51,15 +52,15 @@ def tally(failed: NDArray[np.bool_], codes: NDArray[np.int32], groups: int, size
 
 
 @nb.njit(cache=True)
-def kinds(size: I64, code: I64, math: I64, table: I64) -> NDArray[np.int32]:
+def kinds(size: I32, code: I32, math: I32, table: I32) -> I32:
     """What a document is: 2 = math where a hundredth of its bytes is formulas on lines of their own, else 1 = code or 3 = table where a
     quarter is, else 0 = prose."""
     out = np.zeros(size.size, np.int32)
     for i in range(size.size):
-        if math[i] > 0 and math[i] * 100 >= size[i]:
+        if math[i] > 0 and np.int64(math[i]) * 100 >= size[i]:
             out[i] = 2
-        elif code[i] > 0 and code[i] * 4 >= size[i]:
+        elif code[i] > 0 and np.int64(code[i]) * 4 >= size[i]:
             out[i] = 1
-        elif table[i] > 0 and table[i] * 4 >= size[i]:
+        elif table[i] > 0 and np.int64(table[i]) * 4 >= size[i]:
             out[i] = 3
     return out
