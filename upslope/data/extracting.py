@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from upslope.config import Config
+from upslope.config import Config, Neutral
 from upslope.machine.files import digest_file
 
 BATCH = 128
 PAGE_FIELDS = {
     "title": "string",
+    "method": "string",
     "codec": "string",
     "told": "string",
     "bad_bytes": "int32",
@@ -23,20 +24,23 @@ PAGE_FIELDS = {
     "headings": "int32",
     "lost": "string",
 }
-"""The sidecar `page`. codec, told: the character set and what named it; bad_bytes: bytes without meaning in it; link_share: part of the
-text that is links, NULL without text; lost: why there is no text although there was a page (a timeout, a crash), NULL otherwise."""
+"""The sidecar `page`. method: how the content was found (`extract.html.Extracted`); codec, told: the character set and what named it;
+bad_bytes: bytes without meaning in it; link_share: part of the text that is links, NULL without text; lost: why there is no text although
+there was a page (a timeout, a crash), NULL otherwise."""
 
 
 class Html(Config):
     """HTML → Markdown (`extract.html`); records that already are text pass with line ends made `\n`.
 
-    provenance: what the rows are called: crawl or import. seconds: a page that takes longer is given up (empty text, `page.lost` says
-    so); the only place where a result may depend on the machine's speed, so it is generous. 0 = no watch.
+    provenance: what the rows are called: crawl or import. title: whether the heading that names the page stays. seconds: a page that
+    takes longer is given up (empty text, `page.lost` says so); the only place where a result may depend on the machine's speed, so it is
+    generous. 0 = no watch.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     provenance: str = "crawl"
+    title: Annotated[bool, Neutral(True)] = True
     seconds: float = Field(default=30.0, ge=0)
 
     def page(self, body: bytes, mime: str, charset: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
@@ -47,7 +51,7 @@ class Html(Config):
 
         decoded = decode(body, charset)
         if mime == "text/html":
-            found = extract(decoded.text)
+            found = extract(decoded.text, title=self.title)
             spans: list[dict[str, int]] | None = [{"start": s, "end": e, "kind": k} for s, e, k in found.spans]
         else:
             plain = decoded.text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
@@ -57,6 +61,7 @@ class Html(Config):
         text = {"text": clean, "spans": spans, "lang": found.lang or None, **shards.sizes(len(clean.encode()), found.spans)}
         note = {
             "title": found.title,
+            "method": found.method if mime == "text/html" else None,
             "codec": decoded.codec,
             "told": decoded.told,
             "bad_bytes": decoded.bad,

@@ -28,8 +28,8 @@ from upslope.stages.tokenize import Tokenize
 from upslope.stages.tokenizer import TrainTokenizer
 
 UNSPACED = "gopher.unspaced > 0.3"
-"""Thresholds on n-grams of words and on characters of a line were set for spaced scripts; on the big crawl one of them alone took 54 % of the
-Japanese and another 56 % of the Chinese pages (`docs/data.md`), so where a third of the letters are of an unspaced script they do not apply."""
+"""Thresholds on n-grams of words and on the length of lines were set for spaced scripts. On the big crawl one of them alone took 54 % of
+the Japanese pages and another 56 % of the Chinese ones (`docs/data.md`), so they do not apply where a third of the letters are unspaced."""
 
 QUALITY = (
     Rule(name="not empty", keep="bytes > 0"),

@@ -1,8 +1,9 @@
 """HTML → Markdown. One iterative walk over a Lexbor tree: no recursion, so no page is too deep.
 
-Kept: headings, paragraphs, lists, inline code, fenced code (every byte of <pre>), TeX ($…$ and $$…$$), tables (GFM), quotes.
-Dropped: scripts, styles, navigation, headers, footers, sidebars, forms, permalinks, line numbers; and, at both ends of the page,
-blocks that are nothing but links. Emphasis and link targets are dropped, their text stays.
+The walk turns the page into blocks of Markdown and notes which boxes (block elements) they stand in; `body.decide` then says which
+blocks are the page's own. Kept: headings, paragraphs, lists, inline code, fenced code (every byte of <pre>), TeX ($…$ and $$…$$),
+tables (GFM), quotes. Dropped: scripts, styles, what surrounds the content, permalinks, line numbers. Emphasis and link targets are
+dropped, their text stays.
 """
 
 from __future__ import annotations
@@ -12,36 +13,42 @@ from dataclasses import dataclass, field
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from upslope.data.extract.landmarks import BLOCKS, HEADERS, HEADINGS, JUNK_SELECTOR, LAYOUT, NO_LANGUAGE, ROOTS, UNCLOSED
-from upslope.data.extract.mathml import clean, to_tex
-from upslope.data.shards import CODE, MATH, PROSE, TABLE
+from upslope.data.extract import body, fences, tables
+from upslope.data.extract import math as tex
+from upslope.data.extract.body import Block, Box
+from upslope.data.extract.landmarks import (
+    AROUND,
+    ARTICLE,
+    BLOCKS,
+    COMMENT,
+    DROP,
+    HEADER,
+    HEADINGS,
+    JUNK,
+    JUNK_TAGS,
+    LOOSE,
+    META,
+    ROLES,
+    SKIPPED_TAGS,
+    WORDY,
+    hints,
+    words_of,
+)
+from upslope.data.extract.shallow import shallow
+from upslope.data.shards import CODE, MATH, TABLE
 
-MATH_CLASS = re.compile(r"(^|[\s_-])(math|tex|latex|formula\w*|equation|mimetex)([\s_-]|$)", re.I)
-LANGUAGE = re.compile(r"(?:^|\s)(?:language-|lang-|highlight-source-|highlight-|src-|brush:\s*|sourceCode\s+)([A-Za-z0-9+#_.-]+)")
 SPACE = re.compile(r"[ \t\n\r\f]+")
 BREAK = re.compile(r" *\x00[ \x00]*")
-TEX_INLINE, TEX_DISPLAY = re.compile(r"\\\((.+?)\\\)", re.S), re.compile(r"\\\[(.+?)\\\]", re.S)
-TICKS = re.compile(r"`{3,}")
-TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9:-]*)[^<>]*>")
-MANY, DEEP = 8000, 200
-LINKED = 0.8
-FEW = 200  # characters: a landmark that yields fewer is not trusted to be the page
-
-
-@dataclass
-class Block:
-    """A piece of Markdown that ends up between blank lines. linked: characters of its text that are links."""
-
-    text: str
-    kind: int = PROSE
-    item: bool = False
-    heading: bool = False
-    linked: int = 0
+UNSEEN = re.compile(r"(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.I)
 
 
 @dataclass
 class Extracted:
-    """Markdown, its spans (start, end, kind) in bytes, and counts that describe it."""
+    """Markdown, its spans (start, end, kind) in bytes, and counts that describe it.
+
+    method: what told content from surroundings: `landmark` (a documentation generator's own element), `content` (density and names of
+    boxes), `recall` (everything but surroundings, where the others found little), `all` (nothing was told apart).
+    """
 
     text: str
     spans: list[tuple[int, int, int]]
@@ -52,17 +59,21 @@ class Extracted:
     tables: int = 0
     headings: int = 0
     code_bytes: int = 0
+    method: str = ""
 
 
 @dataclass
 class _Walk:
-    """The state of one walk: finished blocks, the paragraph under way, and the lists and quotes it stands in."""
+    """The state of one walk: finished blocks and boxes, the paragraph under way, and the boxes, lists and quotes it stands in."""
 
-    math: dict[int, tuple[str, bool]]
-    mathjax: bool
+    math: dict[int, tex.Formula]
+    delimiters: str
+    numbered: bool
     blocks: list[Block] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     buf: list[str] = field(default_factory=list)
     lists: list[list[int]] = field(default_factory=list)  # a list: [number of the next item or -1, width of its marker, marker due?]
+    box: int = -1
     quotes: int = 0
     links: int = 0
     linked: int = 0
@@ -73,19 +84,26 @@ class _Walk:
         """Ends the paragraph under way."""
         if not self.buf:
             return
-        text = SPACE.sub(" ", "".join(self.buf)).strip(" ")
+        text = "".join(self.buf)
         self.buf.clear()
+        n = 0
+        if self.delimiters and ("\\" in text or "$" in text):
+            text, n = tex.typeset(text, self.delimiters)
+            self.formulas += n
+        text = SPACE.sub(" ", text).strip(" ")
         linked, self.linked = self.linked, 0
+        if "\xad" in text:  # soft hyphens
+            text = text.replace("\xad", "")
         if "\x00" in text:
             text = BREAK.sub("\n", text).strip("\n")
-        if self.mathjax and "\\" in text and ("\\(" in text or "\\[" in text):
-            text, n = TEX_INLINE.subn(lambda m: f"${m.group(1).strip()}$", text)
-            text, d = TEX_DISPLAY.subn(lambda m: f"$${m.group(1).strip()}$$", text)
-            self.formulas += n + d
-        if not text:
+        if n and not lead and tex.DISPLAY in text:
+            self._displays(text, linked)
+            return
+        text = tex.reveal(text)
+        if not text or text.isspace():
             return
         if lead:
-            self.blocks.append(Block(lead + text.replace("\n", " "), heading=True, linked=linked))
+            self.blocks.append(Block(lead + text.replace("\n", " "), heading=len(lead) - 1, linked=linked))
             return
         if not self.lists and not self.quotes:
             self.blocks.append(Block(text, linked=linked))
@@ -98,7 +116,19 @@ class _Walk:
             if last:
                 level[2] = 0
         quote = "> " * self.quotes
-        self.blocks.append(Block(quote + first + text.replace("\n", "\n" + quote + rest), item=bool(self.lists), linked=linked))
+        text = quote + first + text.replace("\n", "\n" + quote + rest)
+        self.blocks.append(Block(text, item=bool(self.lists), linked=linked))
+
+    def _displays(self, text: str, linked: int) -> None:
+        """A paragraph around displayed formulas: blocks of their own."""
+        for i, piece in enumerate(text.split(tex.DISPLAY)):
+            if i % 2:
+                self.blocks.append(Block(tex.reveal(piece), MATH))
+            elif piece.strip():
+                self.buf.append(piece)
+                self.linked, linked, marks, self.delimiters = linked, 0, self.delimiters, ""
+                self.flush()
+                self.delimiters = marks
 
     def block(self, block: Block) -> None:
         """Adds a block that is not a paragraph."""
@@ -106,124 +136,170 @@ class _Walk:
         self.linked = 0
         self.blocks.append(block)
 
-    def formula(self, tex: str, display: bool) -> None:
+    def formula(self, formula: tex.Formula) -> None:
         """Adds a formula, in line or on lines of its own."""
-        if not tex:
+        if not formula.tex:
             return
         self.formulas += 1
-        if display:
-            self.block(Block(f"$$\n{tex}\n$$", MATH))
+        if formula.display:
+            self.block(Block(f"$$\n{formula.tex}\n$$", MATH))
         else:
-            self.buf.append(f"${tex}$")
+            self.buf.append(f"${tex.hide(formula.tex)}$")
+
+    def open(self, tag: str, hint: int) -> None:
+        """Enters a box."""
+        self.boxes.append(Box(tag, hint, len(self.blocks), -1, self.box))
+        self.box = len(self.boxes) - 1
+
+    def close(self) -> None:
+        """Leaves the box that was entered last."""
+        if self.buf:
+            self.flush()
+        box = self.boxes[self.box]
+        box.end = len(self.blocks)
+        self.box = box.parent
 
 
-def extract(html: str) -> Extracted:
-    """Markdown of a page; the empty text where nothing is left. Never raises for bad HTML."""
-    html = html.replace("\x00", "")
-    tree = LexborHTMLParser(_shallow(html) if html.count("<") > MANY else html)
-    body = tree.body
-    top = tree.root
-    if body is None or top is None:
+def extract(html: str, *, title: bool = True) -> Extracted:
+    """Markdown of a page; the empty text where nothing is left. Never raises for bad HTML.
+
+    title: whether the heading that names the page is part of the text; gold bodies of articles leave it out.
+    """
+    html = tex.plain_names(html.replace("\x00", ""))
+    html = shallow(html)
+    tree = LexborHTMLParser(html)
+    page, top = tree.body, tree.root
+    if page is None or top is None:
         return Extracted("", [])
     head = tree.css_first("title")
-    title = SPACE.sub(" ", head.text(deep=True)).strip()[:300] if head is not None else ""
+    name = SPACE.sub(" ", head.text(deep=True)).strip()[:300] if head is not None else ""
     lang = (top.attributes.get("lang") or top.attributes.get("xml:lang") or "")[:16] if top.tag == "html" else ""
-    _remove(tree.css(JUNK_SELECTOR))
-    _remove([n for n in tree.css(HEADERS) if n.css_first("h1, .title") is None])
-    low = html[:200_000].lower()
-    mathjax = "mathjax" in low or "katex" in low
-    found = tree.css(ROOTS)
-    outer = [n for n in found if n.tag != "article"] or (found if len(found) == 1 else [])
-    root = outer[0] if outer else body
-    walk = _Walk(_formulas(tree) if "math" in low or "katex" in low else {}, mathjax)
-    _walk(root, walk)
-    if root is not body and sum(len(b.text) for b in walk.blocks) < FEW:
-        whole = _Walk(walk.math, mathjax)
-        _walk(body, whole)
-        walk = whole if len(whole.blocks) > len(walk.blocks) else walk
-    return _assemble(walk, title, lang)
+    walk = _Walk(tex.find(tree, html), tex.delimiters(html), fences.gutters(html))
+    _walk(page, walk)
+    for box in walk.boxes:
+        box.end = len(walk.blocks) if box.end < 0 else box.end
+    chosen = body.decide(walk.blocks, walk.boxes, name, body.origin(html), title)
+    return _assemble([walk.blocks[i] for i in chosen.keep], walk, name, lang, chosen.method)
 
 
-def _remove(nodes: list[LexborNode]) -> None:
-    """Takes subtrees out of the tree. Only outermost ones: a node inside a destroyed one must not be touched again."""
-    chosen = {n.mem_id: n for n in nodes if n.tag not in ("body", "html")}
-    outermost = []
-    for node in chosen.values():
-        above = node.parent
-        while above is not None and above.mem_id not in chosen:
-            above = above.parent
-        if above is None:
-            outermost.append(node)
-    for node in outermost:
-        node.decompose()
-
-
-def _shallow(html: str) -> str:
-    """The page with no element nested in more than `DEEP` of its own kind: the HTML algorithm takes quadratic time in depth."""
-    depth: dict[str, int] = {}
-
-    def limit(tag: re.Match[str]) -> str:
-        name = tag.group(2).lower()
-        if name in UNCLOSED:
-            return tag.group()
-        if tag.group(1):
-            depth[name] = max(0, depth.get(name, 0) - 1)
-            return "" if depth[name] >= DEEP else tag.group()
-        depth[name] = depth.get(name, 0) + 1
-        return "" if depth[name] > DEEP else tag.group()
-
-    return TAG.sub(limit, html)
-
-
-def _formulas(tree: LexborHTMLParser) -> dict[int, tuple[str, bool]]:
-    """Elements of class `math` that hold delimited TeX: node → (TeX, display)."""
-    found = {}
-    for node in tree.css(".math, .arithmatex, .tex2jax_process, .formula"):
-        text = node.text(deep=True).strip()
-        if text.startswith(("\\[", "$$")):
-            found[node.mem_id] = (clean(text), True)
-        elif text.startswith("\\("):
-            found[node.mem_id] = (clean(text), node.tag == "div")
-        elif node.tag == "div" and text.startswith("\\begin{"):
-            found[node.mem_id] = (text, True)
-    return found
+BOXED, NOISY = 1, 2  # an element that is a box; one whose text counts as a link's
+PLAIN, INLINE, FLOW, LINK, BOX, SECTION, SKIPPED = (1 << i for i in range(7))
+"""What a tag is: without names of note; changes nothing; ends a paragraph and does no more; a link; a box if it says something; a box
+anyway; never text."""
+KINDS = dict.fromkeys(SKIPPED_TAGS, SKIPPED)
+for _kind, _tags in (
+    (PLAIN, "em strong b i u font tbody thead tr big small center"),
+    (INLINE, "span em strong b i u font big small cite abbr var label"),
+    (FLOW, BLOCKS),
+    (LINK, "a"),
+    (BOX, BLOCKS | words_of("ul ol menu li blockquote table")),
+    (SECTION, "div section article main header ul ol dl td li blockquote table details"),
+):
+    for _tag in _tags.split() if isinstance(_tags, str) else _tags:
+        KINDS[_tag] = KINDS.get(_tag, 0) | _kind
 
 
 def _walk(root: LexborNode, w: _Walk) -> None:
-    stack: list[tuple[LexborNode, str]] = []
+    stack: list[tuple[LexborNode, str, int, int]] = []
     node = root.first_child
     buf = w.buf
     while True:
         if node is None:
             if not stack:
                 break
-            node, tag = stack.pop()
-            _leave(tag, w)
+            node, tag, kind, state = stack.pop()
+            if kind & FLOW:
+                if buf:
+                    w.flush()
+            elif kind & LINK:
+                w.links -= 1
+            elif not kind & INLINE:
+                _leave(tag, w)
+            if state == BOXED:
+                w.close()
+            elif state == NOISY:
+                w.links -= 1
             node = node.next
             continue
         tag = node.tag or ""
         if tag == "-text":
             text = node.text_content
-            if text:
+            if text and (buf or not text.isspace()):
                 buf.append(text)
                 if w.links:
                     w.linked += len(text.strip())
         elif w.math and node.mem_id in w.math:
-            w.formula(*w.math[node.mem_id])
-        elif _enter(node, tag, w):
-            stack.append((node, tag))
+            w.formula(w.math[node.mem_id])
+        elif (kind := KINDS.get(tag, 0)) != SKIPPED:
+            attributes = node.attributes if not kind & PLAIN else None
+            hint = _hint(node, tag, attributes) if attributes or tag in JUNK_TAGS else 0
+            enter = hint != DROP
+            if not enter or kind & INLINE:
+                pass
+            elif kind & FLOW:
+                if buf:
+                    w.flush()
+            elif kind & LINK:
+                w.links += 1
+            else:
+                enter = _enter(node, tag, w)
+            if enter:
+                state = 0
+                if kind & BOX:
+                    if hint or kind & SECTION:
+                        w.open(tag, hint)
+                        state = BOXED
+                elif hint & (JUNK | META | COMMENT):
+                    w.links += 1
+                    state = NOISY
+                stack.append((node, tag, kind, state))
+                node = node.first_child
+                continue
+        elif tag == "button" and node.parent is not None and node.parent.tag in HEADINGS:
+            stack.append((node, tag, INLINE, 0))
             node = node.first_child
             continue
         node = node.next
     w.flush()
 
 
+def _hint(node: LexborNode, tag: str, attributes: dict[str, str | None] | None) -> int:
+    """What an element says about itself by its tag, role, names and style."""
+    sure, hint = JUNK_TAGS.get(tag, 0), 0
+    if attributes:
+        get = attributes.get
+        names, ident = get("class"), get("id")
+        if names:
+            hint = hints(names)
+        if ident and tag != "section" and not (names and "section" in names):
+            hint |= hints(ident)
+        if hint & DROP:
+            return DROP
+        if "role" in attributes:
+            sure |= ROLES.get(get("role") or "", 0)
+        unseen = "style" in attributes and UNSEEN.search(get("style") or "") is not None
+        if "hidden" in attributes or unseen:
+            if not KINDS.get(tag, 0) & BOX:
+                return DROP
+            sure |= LOOSE if unseen else JUNK
+        elif get("aria-hidden") == "true":
+            sure |= LOOSE
+        if get("itemprop") == "articleBody":
+            hint |= ARTICLE
+        hint = hint & ~WORDY | sure if sure & AROUND else hint | sure
+    else:
+        hint = sure
+    if hint & HEADER and node.css_first(".title") is not None:
+        hint &= ~HEADER
+    if tag == "figure" and node.css_first("pre, table, blockquote") is None:
+        hint |= META
+    return hint
+
+
 def _leave(tag: str, w: _Walk) -> None:
     """What the end of an element does."""
-    if tag in BLOCKS or tag == "li":
+    if tag == "li":
         w.flush()
-    elif tag == "a":
-        w.links -= 1
     elif tag in HEADINGS:
         w.flush(HEADINGS[tag])
     elif tag in ("ul", "ol", "menu"):
@@ -236,16 +312,13 @@ def _leave(tag: str, w: _Walk) -> None:
 
 def _enter(node: LexborNode, tag: str, w: _Walk) -> bool:
     """What the start of an element does; True if its children are to be walked."""
-    if tag in ("span", "em", "strong", "b", "i"):
-        return True
-    if tag == "a":
-        w.links += 1
-    elif tag in BLOCKS or tag in HEADINGS:
+    if tag in HEADINGS:
         w.flush()
     elif tag in ("code", "tt", "kbd", "samp"):
         return _inline_code(node, w)
     elif tag == "pre":
-        _code(node, w)
+        if code := fences.fence(fences.pre_text(node, w.numbered), fences.language(node)):
+            w.block(Block(code, CODE))
         return False
     elif tag == "li":
         w.flush()
@@ -265,24 +338,22 @@ def _enter(node: LexborNode, tag: str, w: _Walk) -> bool:
     elif tag == "blockquote":
         w.flush()
         w.quotes += 1
-    elif tag == "math":
-        w.formula(*to_tex(node))
-        return False
     elif tag == "img":
-        _image(node, w)
-        return False
-    elif tag == "script":  # only math/tex ones are left
-        w.formula(clean(node.text(deep=True)), "display" in (node.attributes.get("type") or ""))
+        formula = tex.image(node)
+        if formula is not None:
+            w.formula(formula)
         return False
     elif tag in ("sup", "sub"):
         return _script(node, tag, w)
-    elif tag in ("-comment", "title", "head", "input", "meta", "link"):
-        return False
     return True
 
 
 def _inline_code(node: LexborNode, w: _Walk) -> bool:
-    if node.css_first("pre, math, p, div, table, li") is not None:
+    child = node.first_child
+    while child is not None and child.next is None and child.tag == "span":
+        child = child.first_child
+    simple = child is None or (child.next is None and child.tag == "-text")
+    if not simple and node.css_first("pre, math, p, div, table, li") is not None:
         return True
     text = SPACE.sub(" ", node.text(deep=True)).strip()
     if text:
@@ -292,49 +363,6 @@ def _inline_code(node: LexborNode, w: _Walk) -> bool:
         if w.links:
             w.linked += len(text)
     return False
-
-
-def _code(node: LexborNode, w: _Walk) -> None:
-    """A fence around every byte of a <pre>; longer than any run of backticks inside."""
-    if node.css_first("br") is not None:
-        for br in node.css("br"):
-            br.replace_with("\n")
-    text = node.text(deep=True)
-    text = text[:-1] if text.endswith("\n") else text
-    if not text.strip():
-        return
-    fence = "`" * max([3, *(len(m.group()) + 1 for m in TICKS.finditer(text))])
-    w.block(Block(f"{fence}{_language(node)}\n{text}\n{fence}", CODE))
-
-
-def _language(pre: LexborNode) -> str:
-    inner = pre.css_first("code")
-    node: LexborNode | None = pre
-    classes = [inner.attributes.get("class") or ""] if inner is not None else []
-    for _ in range(3):
-        if node is None or node.tag in ("body", "html"):
-            break
-        classes.append(node.attributes.get("class") or "")
-        node = node.parent
-    for names in classes:
-        found = LANGUAGE.search(names)
-        name = found.group(1).lower() if found else ""
-        if name and name not in NO_LANGUAGE:
-            return {"python3": "python", "ipython3": "python", "shell-session": "console"}.get(name, name)
-        if "rust" in names.split():
-            return "rust"
-    return ""
-
-
-def _image(node: LexborNode, w: _Walk) -> None:
-    """Images of formulas carry their TeX in `alt`; other images have no text of their own."""
-    attributes = node.attributes
-    alt = (attributes.get("data-latex") or attributes.get("alt") or "").strip()
-    names = attributes.get("class") or ""
-    if not alt or not (attributes.get("data-latex") or alt.startswith(("$", "\\(", "\\[")) or MATH_CLASS.search(names)):
-        return
-    parent = node.parent.attributes.get("class") or "" if node.parent is not None else ""
-    w.formula(clean(alt), alt.startswith(("\\[", "$$")) or "formulaDsp" in names or "formulaDsp" in parent)
 
 
 def _script(node: LexborNode, tag: str, w: _Walk) -> bool:
@@ -351,69 +379,51 @@ def _script(node: LexborNode, tag: str, w: _Walk) -> bool:
 
 def _table(table: LexborNode, w: _Walk) -> bool:
     """Adds a table of data as a GFM table; False if it is there for the layout, and its cells are to be walked as blocks."""
-    if (table.attributes.get("role") or "") in ("presentation", "none") or any(part.css_first(LAYOUT) is not None for part in table.iter()):
-        w.flush()
+    w.flush()
+    if tables.is_layout(table):
         return False
-    rows: list[list[str]] = []
-    header = False
-    for tr in table.css("tr"):
-        cells: list[str] = []
-        heads = 0
-        for cell in tr.iter():
-            if cell.tag not in ("td", "th"):
-                continue
-            heads += cell.tag == "th"
-            span = cell.attributes.get("colspan") or "1"
-            cells += [_cell(cell, w), *[""] * (min(int(span), 50) - 1 if span.isdigit() else 0)]
-        if any(cells):
-            header = header or (not rows and heads == len([c for c in cells if c]))
-            rows.append(cells)
-    width = max((len(r) for r in rows), default=0)
-    if len(rows) < 2 or width < 2:
-        w.flush()
+    if code := fences.blob(table):
+        w.block(Block(code, CODE))
+        return True
+    inner = _Walk(w.math, w.delimiters, w.numbered)
+    rows = tables.grid(table, lambda cell: _cell(cell, inner))
+    if len(rows) < 2 or len(rows[0]) < 2:
         return False
     caption = table.css_first("caption")
     if caption is not None:
-        w.flush()
         w.buf.append(caption.text(deep=True))
-    w.flush()
-    lines = ["| " + " | ".join(r + [""] * (width - len(r))) + " |" for r in rows]
-    lines.insert(1, "|" + " --- |" * width)
+        w.flush()
     w.tables += 1
-    w.block(Block("\n".join(lines), TABLE))
+    w.formulas += inner.formulas
+    w.block(Block(tables.gfm(rows), TABLE, linked=inner.linked))
     return True
 
 
-def _cell(cell: LexborNode, w: _Walk) -> str:
+def _cell(cell: LexborNode, table: _Walk) -> str:
     child = cell.first_child
     if child is None:
         return ""
     if child.next is None and child.tag == "-text":
         text = SPACE.sub(" ", child.text_content or "").strip()
     else:
-        inner = _Walk(w.math, w.mathjax)
+        inner = _Walk(table.math, table.delimiters, table.numbered)
         _walk(cell, inner)
-        w.formulas += inner.formulas
+        table.formulas += inner.formulas
+        table.linked += sum(b.linked for b in inner.blocks)
         text = " ".join(b.text.replace("\n", " ") for b in inner.blocks)
+        if inner.formulas and "|" in text:
+            return tex.in_cell(text)
     return text.replace("|", "\\|") if "|" in text else text
 
 
-def _assemble(w: _Walk, title: str, lang: str) -> Extracted:
-    """Joins the blocks, without the runs of links at both ends, and notes where each kind begins and ends."""
-    blocks = w.blocks
-    plain = [b.kind != PROSE or b.linked < LINKED * len(b.text) for b in blocks]
-    content = [i for i, p in enumerate(plain) if p and not blocks[i].heading]
-    if content:
-        first, last = content[0], content[-1]
-        blocks = [b for i, b in enumerate(blocks) if (i >= first or (b.heading and plain[i])) and (i <= last or (b.heading and plain[i]))]
-        while blocks and blocks[-1].heading:
-            blocks = blocks[:-1]
+def _assemble(blocks: list[Block], w: _Walk, title: str, lang: str, method: str) -> Extracted:
+    """Joins the blocks and notes where each kind begins and ends."""
     text: list[str] = []
     spans: list[tuple[int, int, int]] = []
     at = linked = total = code = 0
     for i, b in enumerate(blocks):
         piece = ("" if not i else "\n" if b.item and blocks[i - 1].item else "\n\n") + b.text
-        size = len(piece) if piece.isascii() else len(piece.encode())
+        size = len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
         text.append(piece)
         if spans and spans[-1][2] == b.kind:
             spans[-1] = (spans[-1][0], at + size, b.kind)
@@ -424,4 +434,5 @@ def _assemble(w: _Walk, title: str, lang: str) -> Extracted:
         total += len(b.text)
         code += size if b.kind == CODE else 0
     share = min(1.0, linked / total) if total else None
-    return Extracted("".join(text), spans, title, lang, share, w.formulas, w.tables, sum(b.heading for b in blocks), code)
+    headings = sum(b.heading > 0 for b in blocks)
+    return Extracted("".join(text), spans, title, lang, share, w.formulas, w.tables, headings, code, method)
