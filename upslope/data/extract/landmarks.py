@@ -150,6 +150,7 @@ BLOCKS = words_of(
 )
 HEADINGS = {f"h{n}": "#" * n + " " for n in range(1, 7)}
 LAYOUT = "table, pre, h1, h2, h3, h4, h5, h6, form, ul, ol, dl, blockquote"
+LAYOUT_WITH_HEADERS = "table, pre, h1, h2, h3, h4, h5, h6, form"
 UNCLOSED = words_of(
     "p li dt dd td th tr tbody thead tfoot option optgroup colgroup br hr img input meta link col area base wbr source track embed"
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from upslope.data.extract.landmarks import LAYOUT
+from upslope.data.extract.landmarks import LAYOUT, LAYOUT_WITH_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +26,12 @@ def _span(cell: LexborNode, name: str, most: int) -> int:
 
 
 def is_layout(table: LexborNode) -> bool:
-    """Whether a table only arranges blocks: it says so, or holds what a cell of a GFM table cannot."""
+    """Whether a table only arranges blocks: it says so, or holds what a cell of a GFM table cannot. Where it has header cells, lists and
+    quotes in a cell do not make it one: they are put on the cell's line."""
     if (table.attributes.get("role") or "") in ("presentation", "none"):
         return True
-    return any(part.css_first(LAYOUT) is not None for part in table.iter())
+    blocks = LAYOUT_WITH_HEADERS if table.css_first("th") is not None else LAYOUT
+    return any(part.css_first(blocks) is not None for part in table.iter())
 
 
 def grid(table: LexborNode, text: Callable[[LexborNode], str]) -> list[list[str]]:
