@@ -148,7 +148,9 @@ def lineage(run: str | None, place: str, store: Store) -> Answer:
         raise UsageError(
             f"lineage {place!r}: wanted STAGE:STEP or STAGE:STEP:ROW of a pretrain stage; {seen.name} has: {', '.join(trained)}"
         )
-    stream, shards, rows = _stream(seen, stage, store)
+    stream, shards, rows = _stream(seen, stage)
+    if int(step) * rows >= stream.total:
+        raise UsageError(f"lineage {place!r}: {seen.name}/{name} has {stream.total // rows} steps, numbered from 0")
     wanted = [int(row)] if row else list(range(rows))
     homes: dict[tuple[int, str], tuple[str, Corpus]] = {}
     for number, holder in enumerate(shards):
@@ -174,7 +176,7 @@ def lineage(run: str | None, place: str, store: Store) -> Answer:
     return "\n".join(lines), found
 
 
-def _stream(seen: RunRecord, stage: StageRecord, store: Store) -> tuple[Any, list[StageRecord], int]:
+def _stream(seen: RunRecord, stage: StageRecord) -> tuple[Any, list[StageRecord], int]:
     """(the stream that a stage of a run read, the stages of its token shards, rows a step)."""
     from upslope.machine.rng import seed_of
     from upslope.tokens.mixture import Mixture

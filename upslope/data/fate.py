@@ -127,7 +127,7 @@ class Sampled(NamedTuple):
 
 
 def sample(corpus: Corpus, count: int, rule: str | None = None, source: str | None = None, seed: int = 0) -> Sampled:
-    """Kept documents, or victims of a rule (those first that it took alone), of one source if named. UsageError for an unknown rule."""
+    """Kept documents, or victims of a rule (those it alone took first), of one source if named; UsageError where there is none such."""
     pool, alone = corpus.kept(), np.zeros(corpus.rows, bool)
     if rule is not None:
         pool, known = np.zeros(corpus.rows, bool), []
@@ -142,8 +142,11 @@ def sample(corpus: Corpus, count: int, rule: str | None = None, source: str | No
         if rule not in known:
             raise UsageError(f"no rule {rule!r} in this corpus\nrules: {', '.join(dict.fromkeys(known)) or 'none'}")
     if source is not None:
-        pool = pool & np.asarray(corpus.table(("source",), every=True)["source"].to_numpy(zero_copy_only=False) == source)
-    places = np.flatnonzero(pool)
+        of_each = corpus.table(("source",), every=True)["source"].to_numpy(zero_copy_only=False)
+        if source not in (known_sources := sorted(set(of_each))):
+            raise UsageError(f"no source {source!r} in this corpus\nsources: {', '.join(known_sources[:20])}")
+        pool = pool & (of_each == source)
+    places, alone = np.flatnonzero(pool), alone & pool
     order = rng(seed, "sample").permutation(places)
     order = np.concatenate([order[alone[order]], order[~alone[order]]])[:count]
     return Sampled(corpus.docs()[order], int(places.size), int(alone.sum()))

@@ -72,6 +72,8 @@ def _child(items: Sequence[T], at: int, work: Callable[[T], R], seconds: float) 
                 os.kill(pid, signal.SIGKILL)
                 status = os.waitpid(pid, 0)[1]
                 pid = 0
+                if not why and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+                    raise MemoryError("the process that worked on a record was killed from outside")  # says nothing about the record
                 died = f"crash: signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"crash: exit code {os.WEXITSTATUS(status)}"
                 yield Lost(why or died)
                 return

@@ -130,6 +130,7 @@ class Context:
             "config": dump(step, identity=True, code=self._code),
         }
         key = hashlib.blake2b(canonical_json(identity), digest_size=8).hexdigest()
+        self.events.emit("map", step=identity["step"], memo=key)
         folders = [self._memo / key / shard.digest[:24] for shard in shards]
         units = {i: Unit(shards[i].path, folder) for i, folder in enumerate(folders) if not folder.exists()}
         numbers, at, ready = list(units), 0, set(range(len(shards))) - units.keys()

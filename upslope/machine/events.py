@@ -1,7 +1,7 @@
 """Events: the append-only truth about a stage's execution. Progress, reports and trackers only read them.
 
 One JSON object a line: {"t": unix seconds, "kind": ..., ...}. Kinds: `state` (goodput: what the time goes to), `metric`
-(name, step, value), `progress` (done, total, unit), `alarm`, `note`, `start`, `end`.
+(name, step, value), `progress` (done, total, unit), `map` (step, memo: the folder of its results), `alarm`, `note`, `start`, `end`.
 """
 
 from __future__ import annotations

@@ -170,6 +170,13 @@ def advisory(packages: tuple[str, ...]) -> dict[str, str]:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
         for file in files:
             if file.is_file():
-                tree = ast.dump(ast.parse(file.read_text(encoding="utf-8")))
-                found[file.relative_to(root).as_posix()] = hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()
+                at = file.stat()
+                found[file.relative_to(root).as_posix()] = _syntax(file, at.st_mtime_ns, at.st_size)
     return found
+
+
+@cache
+def _syntax(file: Path, changed: int, size: int) -> str:
+    """Digest of the syntax tree of a file. changed, size: when it and how big it was, so that an edit is seen."""
+    tree = ast.dump(ast.parse(file.read_text(encoding="utf-8")))
+    return hashlib.blake2b(tree.encode(), digest_size=8).hexdigest()

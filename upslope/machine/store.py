@@ -167,7 +167,10 @@ class Store:
         return manifest
 
     def set_aside(self, folder: Path) -> Path:
-        """Moves a damaged artifact out of the way without deleting it."""
+        """Moves a damaged artifact out of the way without deleting it. Its map work goes: the two may share files."""
+        for row in ev.read(folder / "events"):
+            if row["kind"] == "map":
+                shutil.rmtree(self.root / "memo" / Path(str(row["memo"])).name, ignore_errors=True)
         target = self.root / "damaged" / f"{folder.parent.name}-{folder.name}-{time.time_ns():x}"
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, target)
