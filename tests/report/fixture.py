@@ -314,7 +314,8 @@ def corpus(out: Path) -> None:
         {"name": "english", "keep": "langid.lang = 'en' and langid.score > 0.5"},
         {"name": "length", "keep": "gopher.words between 50 and 100000"},
     ]
-    body = {**made.body, "decisions": [{"failed": "none.npy", "copies": "none.parquet", "view": ".", "rules": rules_said, "winner": "bytes desc, doc"}]}
+    decision = {"failed": "none.npy", "copies": "none.parquet", "view": ".", "rules": rules_said, "winner": "bytes desc, doc"}
+    body = {**made.body, "decisions": [decision]}
     write_json(out / "corpus.json", body)
 
 

@@ -147,7 +147,8 @@ def _shingle_sets(offsets: I64, data: U8, kinds: U32, n: int, starts: I64, out: 
 
 
 def shingle_sets(offsets: I64, data: U8, n: int) -> tuple[I64, U64]:
-    """The sets of runs of n words of the texts of a `column`: (starts (rows + 1,), items), set i = items[starts[i]:starts[i + 1]], sorted."""
+    """The sets of runs of n words of the texts of a `column`: (starts (rows + 1,), items), set i = items[starts[i]:starts[i + 1]],
+    sorted."""
     starts = np.zeros(offsets.size, np.int64)
     out = np.empty(int(offsets[-1] - offsets[0]), np.uint64)
     if starts.size > 1:
