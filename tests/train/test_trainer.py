@@ -41,7 +41,7 @@ def trained(steps: int = 3, loss: Any = None, optim: Any = None, **options: Any)
 
 
 def bytes_of(t: Trainer) -> dict[str, bytes]:
-    return {n: v.detach().numpy().tobytes() for n, v in t.state().items()}
+    return {n: v.detach().reshape(-1).view(torch.uint8).numpy().tobytes() for n, v in t.state().items()}
 
 
 def test_a_step_lowers_the_loss_and_reports() -> None:
@@ -142,3 +142,22 @@ def test_clear_errors() -> None:
         t.forward(replace(DATA, replay=Replay(routes=torch.zeros(len(DATA), 2, 1))), frozenset({"logprob"}))
     with pytest.raises(UsageError, match="wants"):
         t.forward(DATA, frozenset({"logits"}))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        Muon(split="heads"),
+        Muon(ns_polish=2),
+        Muon(scale="original"),
+        Muon(state="bf16"),
+        Muon(adamw=AdamW(decay="independent")),
+        AdamW(hidden_lr=0.5),
+        AdamW(decay="independent"),
+        AdamW(state="bf16-sr"),
+    ],
+)
+def test_every_optimizer_choice_reaches_the_weights(changed: AdamW | Muon) -> None:
+    plain = bytes_of(trained(optim=type(changed)(adamw=AdamW()) if isinstance(changed, Muon) and changed.adamw else type(changed)()))
+    other = bytes_of(trained(optim=changed))
+    assert any(plain[n] != other[n] for n in plain if n.startswith("model."))

@@ -15,26 +15,37 @@ from upslope.optim.roles import role
 
 
 class Optimizer:
-    """Updates parameters in place from `.grad`; its state is tensors by name, restored exactly."""
+    """Updates parameters in place from `.grad`; its state is tensors by name, restored exactly.
 
-    def __init__(self, named: Iterable[tuple[str, Tensor]], config: AdamW | Muon) -> None:
+    heads: per parameter name the heads that its rows are, see `Muon.split` and `optim.heads`. seed: of stochastic rounding.
+    """
+
+    def __init__(
+        self, named: Iterable[tuple[str, Tensor]], config: AdamW | Muon, heads: Mapping[str, int] | None = None, seed: int = 0
+    ) -> None:
         self.config = config
         live = {n: p for n, p in named if p.requires_grad}
         if isinstance(config, Muon):
+            if config.split == "heads" and not heads:
+                raise UsageError("optim.split = 'heads': no parameter has heads here\nway out: split = 'none'")
             matrices = {n: p for n, p in live.items() if role(n, p) == "matrix"}
             rest = {n: p for n, p in live.items() if n not in matrices}
             self.parts: list[tuple[AdamWPart | MuonPart, float]] = [
-                (MuonPart(matrices, config), 1.0),
-                (AdamWPart(rest, config.rest), config.rest.lr / config.lr),
+                (MuonPart(matrices, config, heads, seed), 1.0),
+                (AdamWPart(rest, config.rest, seed), config.rest.lr / config.lr),
             ]
         else:
-            self.parts = [(AdamWPart(live, config), 1.0)]
+            self.parts = [(AdamWPart(live, config, seed), 1.0)]
         self.parameters = list(live.values())
 
     def step(self, lr: float) -> None:
         """One update at learning rate `lr` of the config's main part; other parts scale in proportion to their own."""
         for part, ratio in self.parts:
             part.step(lr * ratio)
+
+    def masters(self) -> dict[str, Tensor]:
+        """The float32 copies of 16-bit weights by parameter name; whoever rescales a weight rescales its copy."""
+        return {n: t for part, _ in self.parts for n, t in part.weights.masters.items()}
 
     def clear(self) -> None:
         """Forgets the gradients."""
@@ -61,6 +72,6 @@ class Optimizer:
                 part.load(state)
 
 
-def build(named: Iterable[tuple[str, Tensor]], config: AdamW | Muon) -> Optimizer:
+def build(named: Iterable[tuple[str, Tensor]], config: AdamW | Muon, heads: Mapping[str, int] | None = None, seed: int = 0) -> Optimizer:
     """The optimizer of a config over named parameters (`model.named_parameters()`); those without gradient are left out."""
-    return Optimizer(named, config)
+    return Optimizer(named, config, heads, seed)

@@ -1,7 +1,7 @@
 """Muon: momentum whose singular values are pushed towards 1 before it is applied.
 
     M = mu M + (1 - mu) G;  O = NewtonSchulz((1 - mu) G + mu M)  (Nesterov; else of M)
-    W = (1 - lr wd) W - lr 0.2 sqrt(max(A, B)) O
+    W = (1 - lr wd) W - lr 0.2 sqrt(max(A, B)) O, or lr sqrt(max(1, A / B)) O
 
 The factor 1 - mu drops out: the iteration starts by dividing by the norm.
 Matrices of equal shape, in either orientation, are orthogonalised as one stack.
@@ -12,26 +12,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from upslope.config import UsageError
 from upslope.optim.config import Muon
+from upslope.optim.rounding import Kept, is_narrow, moments
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+POLISH = (2.0, -1.5, 0.5)
 
 
-def newton_schulz(g: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
+def newton_schulz(g: Tensor, steps: int, eps: float = 1e-7, polish: int = 0) -> Tensor:
     """Approximately U V^T of each matrix: X = aX + (bS + cS^2) X, S = X X^T, from X = G / ||G||_F.
 
-    g: (..., A, B) with A <= B (the product is then on the short side). The result's singular values lie in about
-    [0.7, 1.2], in the dtype of g.
+    g: (..., A, B) with A <= B (the product is then on the short side). After `steps` the singular values lie in about [0.7, 1.2];
+    `polish` further steps, x -> 2x - 1.5x^3 + 0.5x^5, have slope 0 at 1 and pull them there. Result in the dtype of g.
     """
-    a, b, c = COEFFICIENTS
     shape = g.shape
     x = g.reshape(-1, shape[-2], shape[-1])
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(eps)
-    for _ in range(steps):
+    for a, b, c in (COEFFICIENTS,) * steps + (POLISH,) * polish:
         s = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return x.reshape(shape)
@@ -42,44 +45,74 @@ def rms_scale(rows: int, columns: int) -> float:
     return 0.2 * math.sqrt(max(rows, columns))
 
 
-class MuonPart:
-    """The matrices that Muon updates; each slice of a parameter with more than two dimensions is a matrix."""
+def update_scale(scale: Literal["rms", "original"], rows: int, columns: int) -> float:
+    """The factor of an orthogonal update of a (rows, columns) matrix, rows = outputs."""
+    return rms_scale(rows, columns) if scale == "rms" else math.sqrt(max(1.0, rows / columns))
 
-    def __init__(self, named: Mapping[str, Tensor], config: Muon) -> None:
-        self.named, self.config = dict(named), config
-        self.momentum = {n: torch.zeros_like(p) for n, p in named.items()}
-        self.stacks: dict[tuple[int, int], list[str]] = {}
+
+class MuonPart:
+    """The matrices that Muon updates; each slice of a parameter with more than two dimensions is a matrix.
+
+    heads: with `split` = "heads", how many matrices the rows of a named parameter are; UsageError where they cannot be.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor], config: Muon, heads: Mapping[str, int] | None = None, seed: int = 0) -> None:
+        self.named, self.config, self.steps = dict(named), config, 0
+        self.weights = Kept(named, "weight", config.narrow_weights, seed)
+        self.momentum = self._momentum(seed)
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self.stacks: dict[tuple[int, int, float], list[str]] = {}
         for n, p in named.items():
             rows, columns = p.shape[-2:]
-            self.stacks.setdefault((min(rows, columns), max(rows, columns)), []).append(n)
+            split = heads.get(n, 1) if heads is not None and config.split == "heads" else 1
+            if split < 1 or rows % split:
+                raise UsageError(f"optim.split = 'heads': {n!r} has {rows} rows, which are not {split} heads\nway out: split = 'none'")
+            rows //= split
+            self.shapes[n] = rows, columns
+            key = min(rows, columns), max(rows, columns), update_scale(config.scale, rows, columns)
+            self.stacks.setdefault(key, []).append(n)
+
+    def _momentum(self, seed: int) -> Kept:
+        if self.config.state != "fp32":
+            return moments(self.named, "momentum", self.config.state, seed)
+        zeros = {n: torch.zeros_like(p, dtype=torch.float32 if is_narrow(p.dtype) else p.dtype) for n, p in self.named.items()}
+        return Kept(zeros, "momentum", "nearest", seed)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update from the gradients in `.grad`. lr: the learning rate of this step."""
         c = self.config
-        for (short, long), members in self.stacks.items():
+        self.steps += 1
+        for (_, _, scale), members in self.stacks.items():
             names = [n for n in members if self.named[n].grad is not None]
             if not names:
                 continue
-            weights = [self.named[n] for n in names]
-            grads = [p.grad for p in weights if p.grad is not None]
-            m = [self.momentum[n] for n in names]
+            weights, m = self.weights.open(names), self.momentum.open(names)
+            grads = [g.to(a.dtype) for g, a in zip((self.named[n].grad for n in names), m) if g is not None]
             torch._foreach_lerp_(m, grads, 1 - c.momentum)
             updates = torch._foreach_lerp(grads, m, c.momentum) if c.nesterov else m
-            flat = [(u.mT if u.shape[-2] > u.shape[-1] else u).reshape(-1, short, long) for u in updates]
+            matrices = [u.reshape(-1, *self.shapes[n]) for n, u in zip(names, updates)]
+            flat = [u.mT if u.shape[-2] > u.shape[-1] else u for u in matrices]
             stack = torch.cat(flat)
-            done = newton_schulz(stack.bfloat16() if c.ns_dtype == "bf16" else stack, c.ns_steps).to(stack.dtype)
+            done = newton_schulz(stack.bfloat16() if c.ns_dtype == "bf16" else stack, c.ns_steps, polish=c.ns_polish).to(stack.dtype)
             if c.weight_decay:
                 torch._foreach_mul_(weights, 1 - lr * c.weight_decay)
             parts = torch.split(done, [len(f) for f in flat])
-            turned = [(o.mT if p.shape[-2] > p.shape[-1] else o).reshape(p.shape) for o, p in zip(parts, weights)]
-            torch._foreach_add_(weights, turned, alpha=-lr * rms_scale(short, long))
+            turned = [(o.mT if u.shape[-2] > u.shape[-1] else o).reshape(w.shape) for o, u, w in zip(parts, matrices, weights)]
+            torch._foreach_add_(weights, turned, alpha=-lr * scale)
+            self.weights.close(names, weights, self.steps)
+            self.momentum.close(names, m, self.steps)
 
     def state(self) -> dict[str, Tensor]:
-        """Momentum by parameter name."""
-        return {f"{n}.momentum": t for n, t in self.momentum.items()}
+        """Momentum and masters by parameter name; the step count where rounding depends on it."""
+        found = {f"{n}.momentum": t for n, t in self.momentum.tensors.items()}
+        found |= {f"{n}.master": t for n, t in self.weights.masters.items()}
+        counted = self.weights.random or self.momentum.random
+        return found | ({"muon.steps": torch.tensor(self.steps, dtype=torch.int64)} if counted else {})
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restores `state()` exactly; KeyError for a missing name."""
-        for n in self.named:
-            self.momentum[n].copy_(state[f"{n}.momentum"])
+        for key, mine in self.state().items():
+            mine.copy_(state[key])
+        if "muon.steps" in state:
+            self.steps = int(state["muon.steps"])

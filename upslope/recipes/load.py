@@ -17,7 +17,7 @@ from upslope.machine.stage import SCHEMA, Recipe
 from upslope.recipes import labs
 from upslope.recipes.overrides import Draft, apply, build_stage, parse_assignment
 
-_NOT_PRESETS = ("load", "overrides", "scale", "labs", "knobs")
+_NOT_PRESETS = ("load", "overrides", "scale", "labs", "knobs", "published_runs")
 
 
 def presets() -> dict[str, Callable[..., Recipe]]:

@@ -11,7 +11,7 @@ import torch
 from upslope.config import UsageError
 from upslope.machine.context import Context
 from upslope.machine.stage import Paused
-from upslope.optim.schedule import WSD, Constant, Cosine, LinearToZero
+from upslope.optim.schedule import Schedule
 from upslope.train.batch import Batch
 from upslope.train.observers import Observer
 from upslope.train.protocol import Loss, StepReport
@@ -50,7 +50,7 @@ def fit(
     trainer: Trainer,
     batches: Callable[[int], Batch],
     loss: Loss,
-    schedule: Constant | Cosine | WSD | LinearToZero,
+    schedule: Schedule,
     steps: int,
     ctx: Context,
     observers: Sequence[Observer] = (),

@@ -17,6 +17,7 @@ from upslope.model.heads import ScalarHead
 from upslope.model.weights import Live, live
 from upslope.optim.build import build
 from upslope.optim.config import AdamW, Muon
+from upslope.optim.heads import heads_of
 from upslope.precision.autocast import autocast
 from upslope.precision.config import Numerics
 from upslope.train.auxiliary import Auxiliary, AuxiliaryStep
@@ -55,7 +56,7 @@ class Trainer:
     ) -> None:
         self.model, self.scalar, self.numerics, self.clip = model, scalar, numerics, clip
         self.micro_tokens, self.chunk, self.patience, self.events = micro_tokens, chunk, patience, events or Events()
-        self.optimizer = build(self.named_parameters().items(), optim)
+        self.optimizer = build(self.named_parameters().items(), optim, heads_of(model))
         self.auxiliary = Auxiliary.of(model)
         self.steps = 0
         self.refused = 0

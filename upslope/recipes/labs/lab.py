@@ -80,7 +80,7 @@ class Training(NamedTuple):
 
 
 def _spoken(config: Config) -> str:
-    body = dump(config)
+    body = dump(config, identity=True)  # without what is as it always was
     kind = body.pop("kind")
     return f"{kind}: " + ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in body.items() if v is not None)
 

@@ -1,0 +1,1 @@
+"""A run on ranks that are not there: `plan.rehearse`."""
