@@ -23,6 +23,7 @@ from upslope.data.protocol import Link, Rule
 from upslope.machine import rng
 from upslope.machine.context import Context
 from upslope.stages.dedup import Dedup
+from upslope.stages.tokenize import Tokenize
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=40), max_size=8)
 TRICKY = st.text(st.sampled_from("aAbZß éÉe\u0301Йй \u00a0\u2003\n\t—“’.,中文あｶไท㎏²\u200d\ufe0f\u00ad😀𠀋0٣\u0000"), max_size=30)
@@ -417,10 +418,16 @@ def test_winners_may_be_repeated_by_the_copies_they_had(tmp_path: Path) -> None:
     view = deduped(tmp_path / "d", plain, links=(Exact(),))
     curation.write(view, tmp_path / "k", (), "doc", curation.decide(view, ()))
     left = Corpus(tmp_path / "k")
-    assert graph.repetition(left).tolist() == [3, 2, 1, 4] and graph.repetition(left, 1.0, 1e9).tolist() == [9, 4, 1, 25]
-    assert graph.repetition(left, 0.0).tolist() == [1, 1, 1, 1] and graph.repetition(view).size == 39
+
+    def times(corpus: Corpus, **fields: float) -> list[int]:
+        stage = Tokenize(tokenizer=Input(stage="t"), corpora=(Input(stage="c"),), **fields)  # type: ignore[arg-type]
+        table = corpus.table(("text", "cluster.size"))
+        return [stage.times(text, size) for text, size in zip(*(c.to_pylist() for c in table.columns))]
+
+    assert times(left, repeat=0.5) == [3, 2, 1, 4] and times(left, repeat=1.0, most=1e9) == [9, 4, 1, 25]
+    assert times(left, repeat=0.0) == [1, 1, 1, 1] and len(times(view, repeat=0.5)) == 39
     with pytest.raises(UsageError, match="cluster"):
-        graph.repetition(plain)
+        times(plain, repeat=0.5)
 
 
 @pytest.mark.slow

@@ -43,6 +43,8 @@ def data_run(
     for source in sources:
         if not source.exists():
             raise UsageError(f"no such file or folder: {str(source)!r}")
+        if "," in str(source):
+            raise UsageError(f"{str(source)!r}: a comma parts two sources here\nway out: name its folder, or write a recipe file")
     draft = load("web", set_ or [], data=",".join(map(str, sources)), map=",".join(map_ or []))
     run_draft(draft, store, to=tuple(to or ()), workers=workers, engine=engine, json_=json_)
 

@@ -133,10 +133,6 @@ class ShardWriter:
         self._files: dict[str, tuple[IO[bytes], IO[bytes]]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def declare(self, source: str) -> None:
-        """Makes sure that a source exists, even if it gets no document."""
-        self._open(source)
-
     def add(self, source: str, docs: Iterable[int], texts: Sequence[str]) -> None:
         """Tokenizes and appends documents of a source; docs: their numbers in the corpus."""
         bin_file, idx_file = self._open(source)

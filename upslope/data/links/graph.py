@@ -318,13 +318,3 @@ def clusters(view: Corpus) -> tuple[np.ndarray, np.ndarray]:
     number, size = np.full(docs.size, -1, np.int64), np.zeros(docs.size, np.int32)
     number[kept], size[kept] = living[component].astype(np.int64), sizes
     return number, size
-
-
-def repetition(view: Corpus, power: float = 0.5, cap: float = 4.0) -> np.ndarray:
-    """How often to show each living document, by how often the web had it: min(cap, size^power) of its cluster's size, (kept,) float32,
-    in document order; for views whose copies have been dropped. power 0: all once; 1 with a large cap: as if nothing had been dropped.
-    UsageError without the column `cluster`."""
-    import numpy as np
-
-    sizes = [b["cluster.size"].to_numpy(zero_copy_only=False) for b in view.batches(("cluster.size",))]
-    return np.minimum(np.float32(cap), np.concatenate([np.empty(0, np.float32), *sizes]).astype(np.float32) ** np.float32(power))
