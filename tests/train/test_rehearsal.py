@@ -17,13 +17,14 @@ from upslope.model.transformer import Transformer
 from upslope.optim.build import build
 from upslope.optim.config import AdamW, Muon
 from upslope.optim.roles import role
+from upslope.parallel.config import Mesh
 from upslope.recipes.labs import get
 from upslope.recipes.published_runs import published, table
 from upslope.train.rehearsal.cost import Collective, collectives
 from upslope.train.rehearsal.job import Job
 from upslope.train.rehearsal.machines import MACHINES, Machine, from_toml, machine
 from upslope.train.rehearsal.memory import memory
-from upslope.train.rehearsal.mesh import Mesh, problems
+from upslope.train.rehearsal.mesh import problems
 from upslope.train.rehearsal.plan import Rehearsal, rehearse
 from upslope.train.rehearsal.sizes import counted, entries
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from upslope.parallel.config import Mesh
 from upslope.recipes.labs import get
 from upslope.train.rehearsal.job import Job
 from upslope.train.rehearsal.machines import MACHINES, Machine
-from upslope.train.rehearsal.mesh import Mesh
 from upslope.train.rehearsal.plan import Rehearsal, rehearse
 
 Mark = Literal["C", "M", "S"]

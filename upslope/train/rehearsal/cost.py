@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from upslope.config import UsageError
 from upslope.optim.config import Muon
+from upslope.parallel.config import Mesh
 from upslope.train.rehearsal.job import WIDTH, Job
 from upslope.train.rehearsal.machines import Machine
 from upslope.train.rehearsal.memory import kept_bytes, shard, split, state_bytes
-from upslope.train.rehearsal.mesh import Mesh
 from upslope.train.rehearsal.sizes import Entry, Stage
 
 

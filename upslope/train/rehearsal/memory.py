@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from upslope.optim.config import Muon
+from upslope.parallel.config import Mesh
 from upslope.train.rehearsal.job import WIDTH, Job
-from upslope.train.rehearsal.mesh import Mesh
 from upslope.train.rehearsal.sizes import Entry, Stage
 
 

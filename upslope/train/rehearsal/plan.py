@@ -7,11 +7,12 @@ from typing import Any
 
 from upslope.config import UsageError
 from upslope.model.config import ModelConfig
+from upslope.parallel.config import Mesh
 from upslope.train.rehearsal.cost import Collective, Time, collectives, seconds, work
 from upslope.train.rehearsal.job import Job
 from upslope.train.rehearsal.machines import Machine
 from upslope.train.rehearsal.memory import Memory, memory
-from upslope.train.rehearsal.mesh import Mesh, boundaries, candidates, problems
+from upslope.train.rehearsal.mesh import boundaries, candidates, problems
 from upslope.train.rehearsal.sizes import Entry, Stage, counted, entries
 
 
