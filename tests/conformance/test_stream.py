@@ -88,7 +88,7 @@ def test_another_length_reads_the_same_tokens(make: Make, shards: TokenShards) -
 
 
 def test_a_step_is_a_batch_that_keeps_the_rules(make: Make) -> None:
-    b = of_stream(make(0, LENGTH), 2, 8)
+    b = of_stream(make(0, LENGTH), 16, 8)
     b.check()
     assert len(b) == 8 * LENGTH
     assert sorted(set(b.origin.tolist())) == list(range(16, 24))

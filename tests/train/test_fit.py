@@ -129,7 +129,7 @@ class Rude(Observer):
 
     kind: ClassVar[str] = "rude"
 
-    def __call__(self, step: int, model: torch.nn.Module) -> Mapping[str, float]:
+    def __call__(self, step: int, model: torch.nn.Module, batch: Batch) -> Mapping[str, float]:
         model.eval() if model.training else model.train()
         return {"drawn": float(torch.rand(1))}
 
@@ -139,7 +139,7 @@ class Vandal(Observer):
 
     kind: ClassVar[str] = "vandal"
 
-    def __call__(self, step: int, model: torch.nn.Module) -> Mapping[str, float]:
+    def __call__(self, step: int, model: torch.nn.Module, batch: Batch) -> Mapping[str, float]:
         next(model.parameters()).mul_(1.0001)
         return {}
 

@@ -13,11 +13,17 @@ from tests.train.support import batch, model, only
 from upslope.config import UsageError
 from upslope.machine.events import Events, read
 from upslope.optim.config import AdamW
+from upslope.train.batch import Batch
 from upslope.train.losses import Imitate
 from upslope.train.memory import HalfDone, out_of_memory, step_with_backoff, with_backoff
+from upslope.train.protocol import StepReport
 from upslope.train.trainer import Trainer
 
 SIZES = (4, 4, 3, 4, 4, 4, 3, 4, 4, 4, 2, 4)
+
+
+def stepped(trainer: Trainer, data: Batch, loss: Imitate) -> StepReport:
+    return step_with_backoff(trainer, data, lambda: trainer.step(data, loss, 1e-2))
 
 
 def fresh(tmp_path: Path | None = None, micro_tokens: int = 0) -> Trainer:
@@ -57,7 +63,7 @@ def test_two_failures_quarter_the_micro_batch_and_change_nothing(
     plain, starved = fresh(), fresh(tmp_path)
     starve(starved, 2, kind, monkeypatch)
     for _ in range(3):
-        want, got = plain.step(data, Imitate(z_loss=1e-4), 1e-2), step_with_backoff(starved, data, Imitate(z_loss=1e-4), 1e-2)
+        want, got = plain.step(data, Imitate(z_loss=1e-4), 1e-2), stepped(starved, data, Imitate(z_loss=1e-4))
         assert abs(want.loss - got.loss) <= 1e-10 * abs(want.loss) and abs(want.grad_norm - got.grad_norm) <= 1e-10
     assert starved.micro_tokens == len(data) // 4 == 11
     assert starved.steps == plain.steps == 3
@@ -93,13 +99,13 @@ def test_sizes_below_the_longest_segment_are_not_tried(monkeypatch: pytest.Monke
     trainer = fresh(micro_tokens=16)
     monkeypatch.setattr(trainer, "_out", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(UsageError, match="cannot be smaller than 9"):
-        step_with_backoff(trainer, only(batch((9, 4, 5, 6)), "imitate"), Imitate(), 1e-2)
+        stepped(trainer, only(batch((9, 4, 5, 6)), "imitate"), Imitate())
 
 
 def test_a_size_that_is_given_stays_when_memory_suffices() -> None:
     for given in (0, 8, 1000):
         trainer = fresh(micro_tokens=given)
-        step_with_backoff(trainer, only(batch((4, 4, 4, 4)), "imitate"), Imitate(), 1e-2)
+        stepped(trainer, only(batch((4, 4, 4, 4)), "imitate"), Imitate())
         assert trainer.micro_tokens == given
 
 
@@ -113,7 +119,7 @@ def test_a_failure_while_weights_are_written_is_not_tried_again(monkeypatch: pyt
 
     monkeypatch.setattr(trainer.optimizer, "step", torn)
     with pytest.raises(HalfDone, match="way out"):
-        step_with_backoff(trainer, only(batch(SIZES), "imitate"), Imitate(), 1e-2)
+        stepped(trainer, only(batch(SIZES), "imitate"), Imitate())
 
 
 def test_a_failure_inside_the_update_before_any_weight_is_written_is_seen_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,4 +135,4 @@ def test_a_failure_inside_the_update_before_any_weight_is_written_is_seen_too(mo
 
     monkeypatch.setattr(trainer.optimizer, "step", torn)
     with pytest.raises(HalfDone, match="way out"):
-        step_with_backoff(trainer, only(batch(SIZES), "imitate"), Imitate(), 1e-2)
+        stepped(trainer, only(batch(SIZES), "imitate"), Imitate())

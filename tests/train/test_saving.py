@@ -165,11 +165,11 @@ def test_saving_overlaps_and_holds_the_values_of_its_start(tmp_path: Path, monke
     saver.wait()
     found = latest(tmp_path)
     assert found is not None and same(found.tensors, state(1)) and found.controllers == {"list": [1]}
-    buffer = saver._staged["model.w"].data_ptr()
+    buffer = saver._staged["model.w", 0].data.data_ptr()
     saver.start(2, state(2))
     saver.start(3, state(3))
     saver.wait()
-    assert saver._staged["model.w"].data_ptr() == buffer
+    assert saver._staged["model.w", 0].data.data_ptr() == buffer
     found = latest(tmp_path)
     assert found is not None and found.step == 3 and same(found.tensors, state(3))
 

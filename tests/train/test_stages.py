@@ -363,7 +363,7 @@ def test_stream_batches_imitate_everything_but_first_tokens(world: World) -> Non
     from upslope.tokens.stream import Stream
 
     stream = Stream([world.inputs["shards"]], world.inputs["mix"], 32, seed=0, total=40)  # type: ignore[list-item,arg-type]
-    b = of_stream(stream, 3, 4)
+    b = of_stream(stream, 12, 4)
     b.check()
     assert len(b) == 128
     assert b.imitate is not None

@@ -78,3 +78,16 @@ class Muon(Config):
 
 
 Optim = Annotated[AdamW | Muon, Field(discriminator="kind")]
+
+
+class QKClip(Config):
+    """After each update, heads whose largest attention logit passed `tau` get smaller query and key weights, see `optim.qk_clip`.
+
+    alpha: share of the shrinking that the queries take. shared: where key heads serve several query heads, "q" shrinks the queries alone,
+    "min" the keys by the most that one of their heads asks. Attention computes the logits themselves, without fused kernels.
+    Source: Kimi K2, arXiv 2507.20534 §2.1 (tau = 100).
+    """
+
+    tau: float = Field(default=100.0, gt=0)
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    shared: Literal["q", "min"] = "q"

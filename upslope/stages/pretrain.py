@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from upslope.config import Duration, Input, Neutral, Wants
 from upslope.machine.stage import Cost
+from upslope.optim.ramp import Ramp, Stairs
+from upslope.optim.ramp import steps as ramp_steps
 from upslope.train.init import Init, Scratch, materialise, restore, write_checkpoint
 from upslope.train.stage import Training
 
 if TYPE_CHECKING:
     from upslope.machine.context import Context
     from upslope.model.checkpoint import Checkpoint
+    from upslope.train.batch import Batch
 
 
 class Pretrain(Training):
@@ -22,7 +27,9 @@ class Pretrain(Training):
 
     tokenizer: for init kind "scratch" only; a checkpoint brings its own. rows: rows a step. z_loss: weight of the squared
     log-normaliser of the logits. length: "tok" counts tokens read, "ep" passes over the shards' tokens of the mixture's
-    sources. packing: how documents share rows (`tokens.stream.Stream`).
+    sources. packing: how documents share rows (`tokens.stream.Stream`). ramp: tokens of a batch by tokens seen, in place of `rows`.
+    order: names the order of samples: of stages that read the same sources in rows of one length, a later one of the same name (and seed)
+    begins where the earlier one began.
     """
 
     kind: ClassVar[str] = "pretrain"
@@ -36,6 +43,8 @@ class Pretrain(Training):
     rows: int = Field(default=32, ge=1)
     row_length: int = Field(default=1024, ge=2)
     packing: Annotated[Literal["concat", "best_fit"], Neutral("concat")] = "concat"
+    order: Annotated[str, Neutral("")] = ""
+    ramp: Annotated[Ramp | None, Neutral(None)] = None
     z_loss: float = Field(default=1e-5, ge=0)
 
     @model_validator(mode="after")
@@ -44,14 +53,32 @@ class Pretrain(Training):
             raise ValueError("tokenizer: needed with init kind 'scratch', and only there (a checkpoint brings its own)")
         return self
 
+    @model_validator(mode="after")
+    def _whole_rows(self) -> Self:
+        if self.ramp is not None:
+            sizes = self.ramp.batches if isinstance(self.ramp, Stairs) else (self.ramp.first, self.ramp.last, self.ramp.grain)
+            if odd := [n for n in sizes if n % self.row_length]:
+                raise ValueError(f"ramp: {odd[0]} tokens are not whole rows of row_length = {self.row_length}")
+        return self
+
+    def batches(self, held: int, parameters: int) -> list[tuple[int, int]]:
+        """(first row, rows) of each step. held: tokens of an epoch."""
+        if self.ramp is None:
+            n = self.length.steps(self.rows * self.row_length, tokens_per_epoch=held, params=parameters)
+            return [(k * self.rows, self.rows) for k in range(n)]
+        counted = self.length.unit == "st"
+        tokens = sys.maxsize if counted else self.length.steps(1, tokens_per_epoch=held, params=parameters)
+        grown = islice(ramp_steps(self.ramp, tokens), int(self.length.amount) if counted else None)
+        return [(seen // self.row_length, size // self.row_length) for seen, size in grown]
+
     def cost(self, inputs: Mapping[str, Any]) -> Cost:
         """Floating-point operations of a run from scratch whose length does not depend on the data; else nothing is known."""
         vocab = getattr(inputs.get("tokenizer"), "vocab_size", 0)
         if not isinstance(self.init, Scratch) or self.length.unit == "ep" or not (self.init.model.vocab or vocab):
             return Cost()
         model = self.init.model if self.init.model.vocab else self.init.model.replace(vocab=vocab)
-        per_step = self.rows * self.row_length
-        return Cost(flops=3 * model.flops(self.row_length) * per_step * self.length.steps(per_step, params=model.params()))
+        tokens = self.row_length * sum(rows for _, rows in self.batches(0, model.params()))
+        return Cost(flops=3 * model.flops(self.row_length) * tokens)
 
     def run(self, ctx: Context) -> Checkpoint:
         """Trains and writes a checkpoint with its optimizer state."""
@@ -67,19 +94,24 @@ class Pretrain(Training):
             model, tokenizer = materialise(self.init, ctx, given)
             if self.row_length > model.config.context:
                 model.config = model.config.replace(context=self.row_length)
+            parameters = sum(p.numel() for p in model.parameters())
             trainer = self.trainer(ctx, model)
             restore(self.init, ctx, trainer)
             shards = [ctx.open(s, TokenShards) for s in self.shards]
             mixture = ctx.open(self.mixture, Mixture)
             held = sum(len(s.tokens(name)) for s in shards for name in s.sources() if name in mixture.sources)
-            per_step = self.rows * self.row_length
-            parameters = sum(p.numel() for p in model.parameters())
-            steps = self.length.steps(per_step, tokens_per_epoch=held, params=parameters)
-            stream = Stream(shards, mixture, self.row_length, ctx.seed_of("stream"), total=steps * self.rows, packing=self.packing)
-        history = self.fitted(
-            ctx, trainer, lambda k: of_stream(stream, k, self.rows), Imitate(self.z_loss), steps, self.row_length, steps * per_step
-        )
-        epochs = {name: round(n, 4) for name, n in sorted(stream.epochs(steps * self.rows).items())}
+            plan = self.batches(held, parameters)
+            total = sum(rows for _, rows in plan)
+            seed = ctx.seed_of("stream", *([self.order] if self.order else []))
+            stream = Stream(shards, mixture, self.row_length, seed, total=max(total, 1), packing=self.packing)
+
+        def batch(step: int) -> Batch:
+            first, rows = plan[min(step, len(plan) - 1)]
+            beyond = max(0, step - len(plan) + 1)  # after batches were passed over, the last size goes on
+            return of_stream(stream, first + beyond * rows, rows)
+
+        history = self.fitted(ctx, trainer, batch, Imitate(self.z_loss), len(plan), self.row_length, total * self.row_length)
+        epochs = {name: round(n, 4) for name, n in sorted(stream.epochs(total).items())}
         ctx.fact(epochs=epochs, packing={name: p._asdict() for name, p in sorted(stream.packed().items())})
         ctx.say(f"{history.tokens / 1e6:.2f}M tokens through {parameters / 1e6:.2f}M parameters: {history.last('nll'):.3f} nats a token")
         return write_checkpoint(ctx.out, trainer, tokenizer)

@@ -30,10 +30,10 @@ class Rendered:
         return int(self.ids.numel())
 
 
-def of_stream(stream: Stream, step: int, rows: int) -> Batch:
-    """Rows step·rows … (step+1)·rows - 1 of a stream; every token is imitated but the first of each segment."""
+def of_stream(stream: Stream, first: int, rows: int) -> Batch:
+    """Rows first … first + rows - 1 of a stream; every token is imitated but the first of each segment."""
     ids, seg, origin, offset = [], [], [], 0
-    for k in range(step * rows, (step + 1) * rows):
+    for k in range(first, first + rows):
         sample = stream.sample(k)
         ids.append(sample.ids)
         seg.append(sample.seg + offset)

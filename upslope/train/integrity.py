@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import xxhash
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from upslope.machine.events import Events
 
@@ -16,13 +17,21 @@ CHUNK = 1 << 24
 _INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that is cut over ranks; the tensor itself otherwise."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class Corrupted(RuntimeError):
     """The state is not what the last step left, or a step done again never gives the same: reload a saved state."""
 
 
 def digest(tensor: Tensor) -> int:
-    """64 bits of a tensor's bytes, in order: xxh3 on CPU, `checksum` elsewhere. Compare only digests of one kind of device."""
-    tensor = tensor.detach()
+    """64 bits of a tensor's bytes, in order: xxh3 on CPU, `checksum` elsewhere. Compare only digests of one kind of device.
+
+    Of a tensor that is cut over ranks, the part that this one holds.
+    """
+    tensor = local(tensor.detach())
     if tensor.device.type != "cpu":
         return checksum(tensor)
     return xxhash.xxh3_64_intdigest(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -118,7 +127,8 @@ def replay(trainer: Any, run: Callable[[], Any], events: Events | None = None) -
             trainer.load(start)
             torch.random.set_rng_state(random)
         report, gradients = _watched(trainer, run)
-        seen.append(repr((report, sorted(gradients.items()), sorted(digests(trainer.state()).items()))))
+        mine = repr((report, sorted(gradients.items()), sorted(digests(trainer.state()).items())))
+        seen.append(repr(trainer.ranks.together(xxhash.xxh3_64_intdigest(mine.encode()) >> 1)))
         verdict, votes = Counter(seen).most_common(1)[0]
         if votes == 2:
             faulty = tuple(i for i, s in enumerate(seen) if s != verdict)
@@ -147,7 +157,7 @@ def differing(by_rank: Sequence[Mapping[str, int]]) -> dict[str, tuple[int, ...]
 @torch.no_grad()
 def flip(tensor: Tensor, index: int, bit: int) -> None:
     """Injects a fault: flips bit `bit` of element `index` (flat), in place and unseen by autograd. The tensor must be contiguous."""
-    ints = tensor.detach().view(-1).view(_INTS[tensor.element_size()])
+    ints = tensor.data.view(-1).view(_INTS[tensor.element_size()])  # .data: its writes are not counted as changes
     mask = torch.tensor([1 << bit], dtype=torch.uint64).view(torch.int64)
     ints[index : index + 1] ^= mask.to(ints.dtype).to(ints.device)
 

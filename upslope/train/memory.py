@@ -10,7 +10,6 @@ import torch
 from upslope.config import UsageError
 from upslope.machine.events import Events
 from upslope.train.batch import Batch
-from upslope.train.protocol import Loss, StepReport
 
 R = TypeVar("R")
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory")
@@ -61,8 +60,8 @@ def with_backoff(
         micro_tokens = smaller
 
 
-def step_with_backoff(trainer: Any, batch: Batch, loss: Loss, lr: float, *, floor: int = 1) -> StepReport:
-    """`trainer.step`, in smaller parts where memory runs out; `trainer.micro_tokens` keeps the size that worked.
+def step_with_backoff(trainer: Any, batch: Batch, run: Callable[[], R], *, floor: int = 1) -> R:
+    """`run()`, a step of the trainer on a batch, in smaller parts where memory runs out; `trainer.micro_tokens` keeps the size that worked.
 
     The loss and gradients of a step do not depend on how it is split, beyond rounding. floor: never raised above what is needed for
     progress: a segment is not split, so sizes below the longest one are not tried. Raises HalfDone where the update had begun.
@@ -71,10 +70,9 @@ def step_with_backoff(trainer: Any, batch: Batch, loss: Loss, lr: float, *, floo
     size = whole if trainer.micro_tokens <= 0 else min(trainer.micro_tokens, whole)
     steps, before = trainer.steps, _versions(trainer)
 
-    def run(micro_tokens: int) -> StepReport:
+    def smaller(micro_tokens: int) -> R:
         trainer.micro_tokens = micro_tokens if micro_tokens < whole else trainer.micro_tokens
-        report: StepReport = trainer.step(batch, loss, lr)
-        return report
+        return run()
 
     def clear() -> None:
         trainer.optimizer.clear()
@@ -83,7 +81,7 @@ def step_with_backoff(trainer: Any, batch: Batch, loss: Loss, lr: float, *, floo
         trainer.steps = steps
 
     report, _ = with_backoff(
-        run, size, min(size, max(floor, int(batch.lengths().max()))), clear=clear, events=trainer.events, step=trainer.steps
+        smaller, size, min(size, max(floor, int(batch.lengths().max()))), clear=clear, events=trainer.events, step=trainer.steps
     )
     return report
 

@@ -9,10 +9,13 @@ from pydantic import Field
 
 from upslope.config import Duration, Exec, Neutral, UsageError
 from upslope.machine.stage import Stage
-from upslope.optim.config import Muon, Optim
+from upslope.model.adapter_config import Adapter
+from upslope.optim.config import Muon, Optim, QKClip
 from upslope.optim.schedule import WSD, Schedule
-from upslope.precision.config import Numerics
+from upslope.precision.config import Numerics, Precision
+from upslope.train.config import Checks, StopIf
 from upslope.train.observers import Observer
+from upslope.train.skip import SkipRule
 
 if TYPE_CHECKING:
     from upslope.machine.context import Context
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from upslope.model.transformer import Transformer
     from upslope.train.batch import Batch
     from upslope.train.fit import History
+    from upslope.train.hooks import Hook
     from upslope.train.protocol import Loss
     from upslope.train.trainer import Trainer
 
@@ -30,7 +34,12 @@ class Training(Stage):
     length: of the training ("500st", "2ep", "1e9tok", "20tpp"). clip: largest global gradient norm, or None. patience:
     refused (not finite) steps in a row before the stage fails. micro_tokens: most tokens of one forward and backward;
     save_seconds: between saves for resuming; log_every: steps between metrics; observers: read the model as it trains.
-    only: patterns of the names of the parameters that are trained ("*.indexer.*"); none = all.
+    only: patterns of the names of the parameters that are trained ("*.indexer.*"); none = all. adapter: trained in place of the
+    weights, which freeze; the checkpoint is the merged model, with the adapters beside it in `adapter/`.
+    precision: emulated narrow formats, or another way to say `numerics`, which it overrides. qk_clip: bounds attention logits. ema: decay
+    of a moving average of the weights, which the checkpoint then holds. skip: what to do about spikes of loss or gradient norm; None = make
+    every finite step. checks: against silent data corruption. stop_if: rules that end the stage without a result, such as
+    "loss > 2 x best for 200 steps". deterministic: only kernels that give the same bits every time (GPU; a CPU's do).
     """
 
     makes: ClassVar[str] = "Checkpoint"
@@ -43,27 +52,66 @@ class Training(Stage):
     numerics: Numerics = "bf16"
     clip: float | None = Field(default=1.0, gt=0)
     only: Annotated[tuple[str, ...], Neutral(())] = ()
+    adapter: Annotated[Adapter | None, Neutral(None)] = None
+    precision: Annotated[Precision | None, Neutral(None)] = None
+    qk_clip: Annotated[QKClip | None, Neutral(None)] = None
+    ema: Annotated[float | None, Field(gt=0, lt=1), Neutral(None)] = None
+    skip: Annotated[SkipRule | None, Neutral(None)] = None
     patience: Annotated[int, Exec()] = Field(default=10, ge=1)
     micro_tokens: Annotated[int, Exec()] = Field(default=16384, ge=0)
     save_seconds: Annotated[float, Exec()] = Field(default=20.0, ge=0)
     log_every: Annotated[int, Exec()] = Field(default=5, ge=1)
     observers: Annotated[tuple[Observer, ...], Exec()] = ()
+    checks: Annotated[Checks, Exec()] = Checks()
+    stop_if: Annotated[tuple[StopIf, ...], Exec()] = ()
+    deterministic: Annotated[bool, Exec()] = True
+
+    @property
+    def computes_in(self) -> Numerics:
+        """Number format of what is not quantised."""
+        return self.numerics if self.precision is None else self.precision.numerics
 
     def trainer(self, ctx: Context, model: Transformer, scalar: ScalarHead | None = None) -> Trainer:
         """A trainer of a model with this stage's settings."""
         from upslope.train.trainer import Trainer
 
-        freeze(model, self.only)
-        return Trainer(
+        make: type[Trainer] = Trainer
+        if self.adapter is None:
+            freeze(model, self.only)
+        else:
+            from upslope.train.adapting import AdapterTrainer, prepare
+
+            prepare(model, self.adapter, ctx, self.only)
+            make = AdapterTrainer
+        return make(
             model,
             self.optim,
-            numerics=self.numerics,
+            numerics=self.computes_in,
             clip=self.clip,
             micro_tokens=self.micro_tokens,
             scalar=scalar,
             patience=self.patience,
             events=ctx.events,
+            hooks=self._hooks(model),
+            seed=ctx.seed_of("rounding"),
         )
+
+    def _hooks(self, model: Transformer) -> list[Hook]:
+        """In the order in which they act: what a step computes in, what bounds its update, what averages the outcome."""
+        from upslope.model.adapters import adapted
+        from upslope.precision.config import Plain
+        from upslope.train.hooks import Clipping, Emulation, MovingAverage
+
+        if adapted(model) is not None and (self.qk_clip is not None or self.precision is not None):
+            raise UsageError(
+                "adapter: not together with qk_clip or precision, which change or quantise the frozen weights\nway out: leave them out"
+            )
+        hooks: list[Hook] = []
+        if self.precision is not None and not isinstance(self.precision, Plain):
+            hooks.append(Emulation(model, self.precision))
+        if self.qk_clip is not None:
+            hooks.append(Clipping(model, self.qk_clip))
+        return [*hooks, MovingAverage(dict(model.named_parameters()), self.ema)] if self.ema is not None else hooks
 
     def fitted(
         self, ctx: Context, trainer: Trainer, batches: Callable[[int], Batch], loss: Loss, steps: int, length: int, tokens: int = 0
@@ -73,21 +121,28 @@ class Training(Stage):
         length: typical tokens a segment, for the count of floating-point operations (forward and backward of the trained
         model). tokens: of the whole fit, where known.
         """
+        from upslope.train.config import stop_rule
         from upslope.train.fit import fit
+        from upslope.train.reproducible import only_deterministic
 
         ctx.events.emit("attention", backends=trainer.model.backends())
-        history = fit(
-            trainer,
-            batches,
-            loss,
-            self.schedule,
-            steps,
-            ctx,
-            self.observers,
-            tokens=tokens,
-            save_seconds=self.save_seconds,
-            log_every=self.log_every,
-        )
+        with only_deterministic(self.deterministic):
+            history = fit(
+                trainer,
+                batches,
+                loss,
+                self.schedule,
+                steps,
+                ctx,
+                self.observers,
+                tokens=tokens,
+                save_seconds=self.save_seconds,
+                log_every=self.log_every,
+                checks=self.checks,
+                skip=self.skip,
+                stop_if=[stop_rule(text) for text in self.stop_if],
+            )
+        trainer.finish()
         flops = 3 * trainer.model.config.flops(length) * history.tokens
         ctx.fact(**history.facts(), parameters=sum(p.numel() for p in trainer.optimizer.parameters), flops=flops)
         return history
