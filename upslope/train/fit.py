@@ -97,7 +97,7 @@ def fit(
         logged_tokens = run.seen
         with ctx.events.state("compute"):
             while run.done < steps:
-                stopping, due = run.agreed(ctx.stopping, time.monotonic() - saved >= save_seconds)
+                stopping, due = run.agreed(ctx.stop_now(), time.monotonic() - saved >= save_seconds)
                 try:
                     run.verify()
                     if stopping or due or run.anchored():
@@ -107,7 +107,8 @@ def fit(
                         raise Paused
                     with run.timed("data"):
                         batch = batches(run.done + run.watch.shift)
-                    report = run.step(batch, loss, peak * schedule.at(run.done, steps))
+                    with ctx.waiting("step"):
+                        report = run.step(batch, loss, peak * schedule.at(run.done, steps))
                 except (Corrupted, HalfDone) as error:
                     run.reload(error)
                     continue

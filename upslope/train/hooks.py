@@ -100,7 +100,9 @@ class Clipping(_Plain):
         """Clips the heads above the threshold."""
         largest = {layer: trainer.ranks.largest(seen.max_logit[layer]) for layer in sorted(seen.max_logit)}
         c = self.config
-        clipped = qk_clip(trainer.model, largest, c.tau, c.alpha, c.shared, trainer.optimizer.masters()) if applied else {}
+        clipped = (
+            qk_clip(trainer.model, largest, c.tau, c.alpha, c.shared, trainer.optimizer.masters(), trainer.ranks.shards) if applied else {}
+        )
         top = max((float(v.max()) for v in largest.values()), default=0.0)
         return {"max_logit": top, "clipped_heads": float(sum(int((g != 1).sum()) for g in clipped.values()))}
 

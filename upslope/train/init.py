@@ -9,6 +9,7 @@ from pydantic import Field
 
 from upslope.config import Config, Input, Neutral, UsageError, Wants
 from upslope.model.config import ModelConfig
+from upslope.train.extension import Extension
 
 if TYPE_CHECKING:
     from upslope.machine.context import Context
@@ -30,18 +31,24 @@ class Load(Config):
 
     model: the description to go on as, where it is another than the checkpoint's (an indexer, a module of MTP or a rope scaling added,
     an indexer's stage changed): what the checkpoint has must fit, what it lacks is drawn from the stage's seed. Its vocabulary may be 0.
+    extend: to a longer context; applies to `model` where both are given.
     """
 
     kind: Literal["load"] = "load"
     checkpoint: Annotated[Input, Wants("Checkpoint")]
     model: Annotated[ModelConfig | None, Neutral(None)] = None
+    extend: Annotated[Extension | None, Neutral(None)] = None
 
 
 class Continue(Config):
-    """Weights and optimizer state of a checkpoint: the branch point of schedules with segments (WSD-S, extensions)."""
+    """Weights and optimizer state of a checkpoint: the branch point of schedules with segments (WSD-S, extensions).
+
+    extend: to a longer context; it adds no parameter, so the state fits.
+    """
 
     kind: Literal["continue"] = "continue"
     checkpoint: Annotated[Input, Wants("Checkpoint")]
+    extend: Annotated[Extension | None, Neutral(None)] = None
 
 
 Init = Annotated[Scratch | Load | Continue, Field(discriminator="kind")]
@@ -60,8 +67,10 @@ def materialise(init: Scratch | Load | Continue, ctx: Context, tokenizer: Tokeni
     if not isinstance(init, Scratch):
         checkpoint = _open(init, ctx)
         model = checkpoint.model()
-        if isinstance(init, Load) and init.model is not None:
-            wanted = init.model if init.model.vocab else init.model.replace(vocab=model.config.vocab)
+        wanted = init.model if isinstance(init, Load) and init.model is not None else model.config
+        wanted = wanted if wanted.vocab else wanted.replace(vocab=model.config.vocab)
+        wanted = init.extend.extended(wanted) if init.extend is not None else wanted
+        if wanted != model.config:
             model = carried_over(model, wanted, ctx.seed_of("init"))
         return model, checkpoint.tokenizer()
     if tokenizer is None:
@@ -94,23 +103,93 @@ def carried_over(model: Transformer, wanted: ModelConfig, seed: int) -> Transfor
 
 
 def restore(init: Scratch | Load | Continue, ctx: Context, trainer: Trainer) -> None:
-    """Gives a trainer the optimizer state of the checkpoint that it continues; nothing for the other kinds."""
-    if isinstance(init, Continue):
+    """Gives a trainer the optimizer state of the checkpoint that it continues; nothing for the other kinds.
+
+    UsageError where adapters were attached and the base is not all from a checkpoint, or an optimizer's state would be without use.
+    """
+    from upslope.model.adapters import adapted
+
+    if adapted(trainer.model) is not None:
+        _adaptable(init, ctx, trainer.model)
+    elif isinstance(init, Continue):
         from upslope.train.resume import load_optimizer
 
-        trainer.optimizer.load(load_optimizer(_open(init, ctx).state))
+        whole = {f"optim.{n}": t for n, t in load_optimizer(_open(init, ctx).state).items()}
+        needed = {n: t for n, t in trainer.state().items() if n.startswith("optim.")}
+        if lost := sorted(needed.keys() - whole.keys()):
+            raise UsageError(
+                f"the checkpoint's optimizer state has no {lost[0].removeprefix('optim.')!r}: it is another optimizer's\n"
+                "way out: the optimizer that the checkpoint was trained with, or init kind 'load', which starts a new one"
+            )
+        mine = trainer.ranks.cut(whole, needed)
+        trainer.optimizer.load({n.removeprefix("optim."): mine[n] for n in needed})
 
 
 def write_checkpoint(out: Path, trainer: Trainer, tokenizer: Tokenizer) -> Checkpoint:
-    """Writes the trained model, its scalar head if it has one, and the optimizer state, so that `Continue` works."""
+    """Writes the trained model, its scalar head if it has one, and the optimizer state, so that `Continue` works.
+
+    Of adapters: the merged model, `adapter/` as PEFT writes it where that can hold them all, and no optimizer state, since the
+    parameters that it is of are merged.
+    """
+    from upslope.model.adapter_files import save_adapter, unsaved
+    from upslope.model.adapters import adapted
     from upslope.model.checkpoint import Checkpoint
     from upslope.train.resume import save_optimizer
 
-    save_optimizer(out / "state", trainer.optimizer.state())
+    if trainer.ranks.world > 1:
+        return _write_whole(out, trainer, tokenizer)
+    if adapted(trainer.model) is None:
+        save_optimizer(out / "state", trainer.optimizer.state())
+    elif not unsaved(trainer.model):
+        save_adapter(trainer.model, out / "adapter")
     return Checkpoint.write(out, trainer.model, tokenizer, trainer.scalar)
+
+
+def _write_whole(out: Path, trainer: Trainer, tokenizer: Tokenizer) -> Checkpoint:
+    """The same from the parts that ranks hold; rank 0 writes."""
+    import torch
+
+    from upslope.model.checkpoint import Checkpoint
+    from upslope.model.heads import ScalarHead
+    from upslope.model.transformer import Transformer
+    from upslope.train.resume import save_optimizer
+    from upslope.train.spread import under, whole_state
+
+    state = whole_state(trainer)
+    if trainer.ranks.rank:
+        return Checkpoint(out)
+    save_optimizer(out / "state", under(state, "optim."))
+    model = Transformer(trainer.config, device=torch.device("meta"))
+    model.load_state_dict(under(state, "model."), assign=True)
+    head = None
+    if scalar := under(state, "scalar."):
+        head = ScalarHead(trainer.config.d_model)
+        head.load_state_dict(scalar)
+    return Checkpoint.write(out, model, tokenizer, head)
 
 
 def _open(init: Load | Continue, ctx: Context) -> Checkpoint:
     from upslope.model.checkpoint import Checkpoint
 
     return ctx.open(init.checkpoint, Checkpoint)
+
+
+def _adaptable(init: Scratch | Load | Continue, ctx: Context, model: Transformer) -> None:
+    """UsageError unless a model with adapters is, but for these, what a checkpoint holds."""
+    from upslope.model.adapters import folded
+    from upslope.model.transformer import Transformer
+
+    if isinstance(init, Continue):
+        raise UsageError(
+            "init kind 'continue' beside `adapter`: the optimizer's state is of weights that adapters freeze\n"
+            "way out: init kind 'load'; what earlier adapters learnt is in the checkpoint's weights"
+        )
+    if isinstance(init, Scratch):
+        raise UsageError("init kind 'scratch' beside `adapter` would freeze weights as they were drawn\nway out: init kind 'load'")
+    if init.model is not None:
+        drawn = sorted(set(folded(model)) - set(Transformer(_open(init, ctx).config(), device="meta").tensors()))
+        if drawn:
+            raise UsageError(
+                f"init.model adds {len(drawn)} tensors ({drawn[0]!r}), which `adapter` would freeze as they were drawn\n"
+                "way out: train them first, by a stage without `adapter`"
+            )

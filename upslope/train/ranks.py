@@ -26,6 +26,15 @@ class Ranks(Protocol):
     rank: int
     world: int
 
+    @property
+    def shards(self) -> Any:
+        """For the optimizer: which rows of which parameter this rank holds; None = all."""
+        ...
+
+    def count(self, named: Mapping[str, Tensor]) -> int:
+        """Numbers in the whole parameters of these names, all ranks together."""
+        ...
+
     def parts(self, batch: Batch, micro_tokens: int) -> list[Part]:
         """This rank's micro-batches, equally many on every rank: one that has no work left gets a part with weights of zero."""
         ...
@@ -65,6 +74,10 @@ class Ranks(Protocol):
         """A saved state, whatever mesh wrote it, cut like the tensors of this rank's state."""
         ...
 
+    def cut(self, whole: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors of a training state, cut like those of this rank's."""
+        ...
+
     def copies(self, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """Tensors that should be equal on several ranks and are not, with the ranks in the minority."""
         ...
@@ -74,6 +87,11 @@ class Alone:
     """One process."""
 
     rank, world = 0, 1
+    shards: Any = None
+
+    def count(self, named: Mapping[str, Tensor]) -> int:
+        """Their sizes."""
+        return sum(p.numel() for p in named.values())
 
     def parts(self, batch: Batch, micro_tokens: int) -> list[Part]:
         """All of the batch."""
@@ -109,6 +127,10 @@ class Alone:
     def read(self, manifest: Path, mine: Mapping[str, Tensor]) -> Saved:
         """The state as it was saved."""
         return read(manifest)
+
+    def cut(self, whole: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors as they are."""
+        return dict(whole)
 
     def copies(self, state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """There are none."""

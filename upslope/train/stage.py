@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from upslope.config import Duration, Exec, Neutral, UsageError
-from upslope.machine.stage import Stage
+from upslope.machine.stage import Need, Stage
 from upslope.model.adapter_config import Adapter
 from upslope.optim.config import Muon, Optim, QKClip
 from upslope.optim.schedule import WSD, Schedule
+from upslope.parallel.config import Mesh, Recompute
 from upslope.precision.config import Numerics, Precision
 from upslope.train.config import Checks, StopIf
 from upslope.train.observers import Observer
@@ -39,7 +40,8 @@ class Training(Stage):
     precision: emulated narrow formats, or another way to say `numerics`, which it overrides. qk_clip: bounds attention logits. ema: decay
     of a moving average of the weights, which the checkpoint then holds. skip: what to do about spikes of loss or gradient norm; None = make
     every finite step. checks: against silent data corruption. stop_if: rules that end the stage without a result, such as
-    "loss > 2 x best for 200 steps". deterministic: only kernels that give the same bits every time (GPU; a CPU's do).
+    "loss > 2 x best for 200 steps". deterministic: only kernels that give the same bits every time (GPU; a CPU's do). mesh: the ranks that
+    share each step. recompute: blocks whose intermediate results are computed again in the backward pass.
     """
 
     makes: ClassVar[str] = "Checkpoint"
@@ -65,6 +67,12 @@ class Training(Stage):
     checks: Annotated[Checks, Exec()] = Checks()
     stop_if: Annotated[tuple[StopIf, ...], Exec()] = ()
     deterministic: Annotated[bool, Exec()] = True
+    mesh: Annotated[Mesh, Exec()] = Mesh()
+    recompute: Annotated[Recompute | None, Exec()] = None
+
+    def need(self) -> Need:
+        """As many processes as the mesh has ranks."""
+        return Need("spmd", self.mesh.ranks)
 
     @property
     def computes_in(self) -> Numerics:
@@ -73,6 +81,7 @@ class Training(Stage):
 
     def trainer(self, ctx: Context, model: Transformer, scalar: ScalarHead | None = None) -> Trainer:
         """A trainer of a model with this stage's settings."""
+        from upslope.parallel.checkpointing import recompute
         from upslope.train.trainer import Trainer
 
         make: type[Trainer] = Trainer
@@ -83,18 +92,35 @@ class Training(Stage):
 
             prepare(model, self.adapter, ctx, self.only)
             make = AdapterTrainer
-        return make(
-            model,
-            self.optim,
-            numerics=self.computes_in,
-            clip=self.clip,
-            micro_tokens=self.micro_tokens,
-            scalar=scalar,
-            patience=self.patience,
-            events=ctx.events,
-            hooks=self._hooks(model),
-            seed=ctx.seed_of("rounding"),
-        )
+        options: dict[str, Any] = {
+            "numerics": self.computes_in,
+            "clip": self.clip,
+            "micro_tokens": self.micro_tokens,
+            "patience": self.patience,
+            "events": ctx.events,
+            "seed": ctx.seed_of("rounding"),
+            "config": model.config,
+        }
+        if self.mesh.ranks > 1:
+            return self._spread(model, scalar, options)
+        if self.recompute is not None:
+            recompute(model, self.recompute)
+        return make(model, self.optim, scalar=scalar, hooks=self._hooks(model), **options)
+
+    def _spread(self, model: Transformer, scalar: ScalarHead | None, options: dict[str, Any]) -> Trainer:
+        """The trainer of one of several ranks. UsageError for what is of one."""
+        from upslope.precision.config import Plain
+        from upslope.train.spread import spread
+
+        alone: dict[str, Any] = {"adapter": self.adapter, "ema": self.ema}
+        if self.mesh.tp > 1 and not isinstance(self.precision, Plain | None):
+            alone["precision"] = self.precision  # scales of blocks that are cut would be others
+        if self.mesh.pp > 1:
+            alone |= {"qk_clip": self.qk_clip, "precision": self.precision}
+        if asked := [name for name, value in alone.items() if value is not None]:
+            raise UsageError(f"{', '.join(asked)}: not on the mesh {self.mesh}\nway out: leave it out, or another mesh")
+        hooks = self._hooks(model)
+        return spread(model, self.optim, self.mesh, self.recompute, scalar, hooks=hooks, **options)
 
     def _hooks(self, model: Transformer) -> list[Hook]:
         """In the order in which they act: what a step computes in, what bounds its update, what averages the outcome."""
@@ -125,7 +151,9 @@ class Training(Stage):
         from upslope.train.fit import fit
         from upslope.train.reproducible import only_deterministic
 
-        ctx.events.emit("attention", backends=trainer.model.backends())
+        trained = trainer.ranks.count(trainer.trained)
+        if trainer.ranks.world == 1:
+            ctx.events.emit("attention", backends=trainer.model.backends())
         with only_deterministic(self.deterministic):
             history = fit(
                 trainer,
@@ -143,8 +171,10 @@ class Training(Stage):
                 stop_if=[stop_rule(text) for text in self.stop_if],
             )
         trainer.finish()
-        flops = 3 * trainer.model.config.flops(length) * history.tokens
-        ctx.fact(**history.facts(), parameters=sum(p.numel() for p in trainer.optimizer.parameters), flops=flops)
+        if self.precision is not None:
+            ctx.fact(precision=self.precision.kind if self.precision.kind == "plain" else f"{self.precision.kind}, emulated")
+        flops = 3 * trainer.config.flops(length) * history.tokens
+        ctx.fact(**history.facts(), parameters=trained, flops=flops)
         return history
 
     def steps_of(self, examples: int, per_step: int, tokens: int, parameters: int) -> int:

@@ -47,7 +47,8 @@ class Trainer:
     micro_tokens: most tokens of one forward and backward (0 = the whole step); chunk: most rows of logits at a time.
     Neither changes a result beyond rounding. scalar: a head (n, d) → (n,) trained along: reward models, critics.
     patience: steps in a row that may be refused as not finite before `Diverged`. events: where alarms go.
-    ranks: who else shares the steps. hooks: what happens around them. seed: of stochastic rounding.
+    ranks: who else shares the steps. hooks: what happens around them. seed: of stochastic rounding. config: the whole model's description,
+    where `model` is a rank's part of it.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Trainer:
         ranks: Ranks | None = None,
         hooks: Sequence[Hook] = (),
         seed: int = 0,
+        config: Any = None,
     ) -> None:
+        self.config: Any = config if config is not None else getattr(model, "config", None)
         self.model, self.scalar, self.numerics, self.clip = model, scalar, numerics, clip
         self.micro_tokens, self.chunk, self.patience, self.events = micro_tokens, chunk, patience, events or Events()
         self.ranks, self.hooks = ranks or Alone(), tuple(hooks)
-        self.optimizer = build(self.named_parameters().items(), optim, heads_of(model), seed)
+        self.optimizer = build(self.named_parameters().items(), optim, heads_of(model), seed, self.ranks.shards)
         self.trained = {n: p for n, p in self.named_parameters().items() if p.requires_grad}
         self.auxiliary = Auxiliary.of(model)
         self.scale = LossScale() if numerics == "fp16" else None

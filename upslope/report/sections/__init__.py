@@ -8,6 +8,7 @@ from upslope.machine.record import RunRecord
 from upslope.report.page import Section
 from upslope.report.sections.data import data, mixture
 from upslope.report.sections.excluded import excluded
+from upslope.report.sections.midtraining import long_context, readiness
 from upslope.report.sections.pipeline import pipeline
 from upslope.report.sections.provenance import conditions, lineage, reproduce, time
 from upslope.report.sections.results import evaluation, pairs
@@ -23,6 +24,8 @@ SECTIONS: tuple[Callable[[RunRecord], Section | None], ...] = (
     data,
     mixture,
     training,
+    long_context,
+    readiness,
     climbing,
     pairs,
     time,

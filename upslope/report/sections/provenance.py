@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from upslope.machine.events import goodput
 from upslope.machine.record import RunRecord, StageRecord
 from upslope.report.page import Section, bullets, para
 from upslope.report.svg import bar, stacked, table
 from upslope.report.view import attempts, how, spent
 from upslope.report.words import counted, esc, number, seconds, size
+from upslope.train.goodput import measured
 
 STATES = {
     "compute": ("computing", "t1"),
+    "recompute": ("computing again what a stop had lost", "bad"),
+    "replay": ("doing a step twice, as a check", "t5"),
     "rollout": ("sampling", "t2"),
     "grade": ("grading", "t5"),
     "work": ("other work", "t3"),
@@ -31,7 +33,7 @@ def time(record: RunRecord) -> Section | None:
     """Goodput: seconds by what they were spent on, over all stages and attempts, and each stage's own seconds."""
     totals: dict[str, float] = {}
     for stage in record.stages:
-        for state, value in goodput(stage.events).items():
+        for state, value in measured(stage.events).seconds.items():
             totals[state] = totals.get(state, 0.0) + value
     whole = sum(totals.values())
     if whole <= 0:
@@ -56,11 +58,26 @@ def time(record: RunRecord) -> Section | None:
         rest = sum(t for _, t in ran) - sum(t for _, t in long)
         rows.append([f"{len(ran) - len(long)} others together", esc(seconds(rest)), bar(rest, top, "idle"), "", ""])
     body = para(f"{esc(seconds(whole))} in all stages.", esc(said)) + stacked("Seconds by what they were spent on", parts, tones)
-    return Section(
-        "time",
-        "Time",
-        body + table("Seconds per stage, longest first", ["stage", "seconds", "", "FLOPs", "attempts"], rows, wide=[2], numeric=[1, 3, 4]),
-    )
+    body += table("Seconds per stage, longest first", ["stage", "seconds", "", "FLOPs", "attempts"], rows, wide=[2], numeric=[1, 3, 4])
+    return Section("time", "Time", body + _overheads(record))
+
+
+OVERHEADS = ("data", "checkpoint", "verify", "replay", "observers")
+
+
+def _overheads(record: RunRecord) -> str:
+    """What the loops of the training stages did besides stepping, as shares of their last attempt; nothing of a record without it."""
+    rows = []
+    for stage in record.stages:
+        found = [e for e in stage.events if e.get("kind") == "overhead" and isinstance(e.get("seconds"), dict)]
+        if found and isinstance(total := found[-1].get("total"), int | float) and total > 0:
+            spent_on = found[-1]["seconds"]
+            shares = [f"{100 * spent_on.get(k, 0.0) / total:.2f} %" if k in spent_on else "" for k in OVERHEADS]
+            rows.append([esc(stage.name), esc(seconds(total)), *shares])
+    if not rows:
+        return ""
+    heads = ["stage", "seconds", "reading", "saving", "digests", "steps done twice", "observers"]
+    return table("Training loops, last attempt: time beside the steps that count", heads, rows, numeric=[1, 2, 3, 4, 5, 6])
 
 
 def _flops(stage: StageRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def training(record: RunRecord) -> Section | None:
     caption = f"Stages that train; a spike is a logged loss more than {SIGMAS:g} sd above the {WINDOW} logged before it"
     lines = table(
         caption,
-        ["stage", "loss", "steps", "tokens", "spikes", "refused steps", "restarts", "read, in epochs"],
+        ["stage", "loss", "steps", "tokens", "spikes", "steps without update", "restarts", "read, in epochs"],
         said,
         numeric=[2, 3, 4, 5, 6],
     )
@@ -135,17 +136,16 @@ def _line(stage: StageRecord, loss: Curve, high: list[float]) -> list[str]:
     done = number(f["steps"]) if finite(f.get("steps")) is not None else number(loss.x[-1]) if loss.x else "—"
     return [
         esc(x)
-        for x in (
-            stage.name,
-            span + broken,
-            done,
-            number(f["tokens"]) if finite(f.get("tokens")) else "—",
-            spiky,
-            number(f["refused_steps"]) if finite(f.get("refused_steps")) is not None else "—",
-            again,
-            read,
-        )
+        for x in (stage.name, span + broken, done, number(f["tokens"]) if finite(f.get("tokens")) else "—", spiky, _refused(f), again, read)
     ]
+
+
+def _refused(f: dict[str, Any]) -> str:
+    """Steps that were not finite, with those that a rule skipped and the times it went back, where there were any."""
+    if finite(f.get("refused_steps")) is None:
+        return "—"
+    more = [f"{number(f[k])} {word}" for k, word in (("skipped_steps", "in all"), ("rewinds", "times back")) if finite(f.get(k))]
+    return ", ".join([f"{number(f['refused_steps'])}", *more])
 
 
 def _observed(stage: StageRecord) -> list[Chart]:

@@ -1,0 +1,133 @@
+"""Stages on meshes: the checkpoint is that of one process, whole, with its optimizer state; stop and resume on another mesh."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel.support import on_ranks
+from tests.train.test_stages import World, pretrain, sft, world  # noqa: F401
+from upslope.config import Duration, Input, UsageError
+from upslope.machine.context import Context
+from upslope.machine.stage import Paused
+from upslope.model.checkpoint import Checkpoint
+from upslope.model.config import Normal, dense
+from upslope.optim.config import AdamW, Muon, QKClip
+from upslope.parallel.config import Mesh, Recompute
+from upslope.precision.config import Fp8V3
+from upslope.train.init import Continue, Scratch
+from upslope.train.resume import load_optimizer
+from upslope.train.stage import Training
+
+pytestmark = pytest.mark.xdist_group("ranks")
+SHORT: dict[str, Any] = {"length": Duration.of("8st"), "optim": AdamW(lr=3e-3), "checks": {"digests": 1, "replay": 3, "copies": 2}}
+PAIRED = dense(32, 2, 2, 2, 16, 48, context=96, init=Normal(std=0.1))
+BLOCK = PAIRED.blocks["dense"]
+FREE = Scratch(model=PAIRED.replace(blocks={"dense": BLOCK.replace(mixer=BLOCK.mixer.replace(qk_norm=None))}))
+
+
+def stages() -> dict[str, Training]:
+    return {
+        "pretrain": pretrain(**SHORT, init=Scratch(model=PAIRED)),
+        "clipped": pretrain(**SHORT, init=FREE, qk_clip=QKClip(tau=0.05)),
+        "sft": sft(optim=AdamW(lr=3e-3), length=Duration.of("1ep")),
+        "continue": pretrain(
+            **SHORT | {"optim": Muon(lr=1e-2, ns_dtype="fp32")}, init=Continue(checkpoint=Input(stage="base")), tokenizer=None
+        ),
+        "recompute": pretrain(**SHORT, recompute=Recompute()),
+    }
+
+
+def done(folder: str, names: tuple[str, ...], meshes: tuple[Mesh, ...], inputs: bytes) -> None:
+    """Runs stages on meshes, in the folder of their names."""
+    for name in names:
+        for mesh in meshes:
+            stage = stages()[name].replace(mesh=mesh)
+            ctx = Context.scratch(Path(folder) / name / str(mesh), 0, **pickle.loads(inputs))
+            stage.run(ctx)
+
+
+def far(a: Path, b: Path) -> float:
+    """The largest relative distance of two checkpoints' tensors, optimizer state included."""
+    x, y = Checkpoint.load(a).model().state_dict(), Checkpoint.load(b).model().state_dict()
+    x |= load_optimizer(a / "state")
+    y |= load_optimizer(b / "state")
+    assert x.keys() == y.keys()
+    return max(float((x[n].double() - y[n].double()).norm() / x[n].double().norm().clamp_min(1e-12)) for n in x)
+
+
+def test_a_stage_on_a_mesh_gives_the_checkpoint_of_one_process(world: World, tmp_path: Path) -> None:  # noqa: F811
+    inputs, names = pickle.dumps(world.inputs), tuple(stages())
+    done(str(tmp_path), names, (Mesh(),), inputs)
+    run = {Mesh(fsdp=2): names, Mesh(tp=2): ("pretrain", "clipped"), Mesh(cp=2): ("sft", "continue"), Mesh(pp=2): ("pretrain", "sft")}
+    for mesh, some in run.items():
+        on_ranks(2, done, tmp_path / "ranks" / str(mesh), str(tmp_path), some, (mesh,), inputs)
+        for name in some:
+            distance = far(tmp_path / name / str(Mesh()) / "data", tmp_path / name / str(mesh) / "data")
+            assert distance < 2e-3, (name, str(mesh), distance)
+
+
+def paused(folder: str, at: int, mesh: Mesh, inputs: bytes) -> None:
+    """Stops when the batch of a step is asked for, if at >= 0; else runs to the end."""
+    import upslope.train.build as build
+
+    ctx, real = Context.scratch(Path(folder), 0, **pickle.loads(inputs)), build.of_stream
+
+    def watching(stream: Any, first: int, rows: int) -> Any:
+        ctx.stopping = ctx.stopping or first == at * rows
+        return real(stream, first, rows)
+
+    build.of_stream = watching
+    try:
+        pretrain(**SHORT, init=Scratch(model=PAIRED), mesh=mesh).run(ctx)
+    except Paused:
+        assert at >= 0
+    finally:
+        build.of_stream = real
+
+
+def test_stopped_on_one_mesh_and_continued_on_another(world: World, tmp_path: Path) -> None:  # noqa: F811
+    inputs = pickle.dumps(world.inputs)
+    paused(str(tmp_path / "one"), -1, Mesh(), inputs)
+    on_ranks(2, paused, tmp_path / "r1", str(tmp_path / "moved"), 3, Mesh(fsdp=2), inputs)
+    assert list((tmp_path / "moved" / "work").glob("step-000000004-*"))
+    on_ranks(2, paused, tmp_path / "r2", str(tmp_path / "moved"), 5, Mesh(tp=2), inputs)
+    paused(str(tmp_path / "moved"), -1, Mesh(), inputs)
+    assert far(tmp_path / "one" / "data", tmp_path / "moved" / "data") < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"ema": 0.9, "mesh": Mesh(fsdp=2)}, "ema: not on the mesh"),
+        ({"precision": Fp8V3(), "mesh": Mesh(tp=2)}, "precision: not on the mesh"),
+        ({"mesh": Mesh(fsdp=2)}, "2 ranks, and this is one process of 1"),
+    ],
+    ids=["ema", "precision", "alone"],
+)
+def test_what_a_mesh_cannot_do_is_refused(changes: dict[str, Any], what: str, world: World, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(UsageError, match=what):
+        world.run(pretrain(**(SHORT | changes)), tmp_path)
+
+
+def test_the_mesh_is_no_part_of_the_identity() -> None:
+    from upslope.config import dump
+
+    assert dump(pretrain(mesh=Mesh(fsdp=2)), identity=True) == dump(pretrain(), identity=True)
+    assert pretrain(mesh=Mesh(fsdp=2, tp=2)).need().ranks == 4
+
+
+def test_recomputing_keeps_the_result(world: World, tmp_path: Path) -> None:  # noqa: F811
+    a, _ = world.run(pretrain(**SHORT), tmp_path / "a")
+    b, _ = world.run(pretrain(**SHORT, recompute=Recompute(keep="products")), tmp_path / "b")
+    x, y = a.model().state_dict(), b.model().state_dict()
+    assert all(torch.equal(x[n], y[n]) for n in x)
+
+
+def test_a_state_of_another_optimizer_is_refused(world: World, tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(UsageError, match="another optimizer's"):
+        world.run(pretrain(**SHORT, init=Continue(checkpoint=Input(stage="base")), tokenizer=None), tmp_path)
