@@ -10,6 +10,7 @@ import numpy as np
 
 from upslope.config import UsageError
 from upslope.machine import run as machine
+from upslope.machine import stopping
 from upslope.machine.graph import resolve
 from upslope.machine.record import RunRecord
 from upslope.machine.stage import Recipe
@@ -45,6 +46,20 @@ def plan(recipe: Recipe, store: str | Path = DEFAULT_STORE) -> Plan:
     """What would be built, continued and reused, and the price."""
     place = Store(store)
     return Plan(machine.plan(resolve(recipe, machine.source_digests(place)), place))
+
+
+def rehearse(
+    what: str | Recipe, ranks: int, mesh: str | None = None, machine: str | None = None, stage: str | None = None, **job: Any
+) -> Any:
+    """A stage of a recipe, or a lab's preset at its real size (by name), on ranks that are not there; nothing runs.
+
+    mesh: as in "dp 2, tp 8" (None: the fastest legal one). machine: "h100x8" or a TOML or JSON file. job: changes to what is assumed, e.g.
+    recompute="full". The answer prints itself; `.rehearsal` has memory, collectives and time as numbers, `.values()` plain ones.
+    """
+    from upslope.cli.rehearse import answer, is_lab
+
+    subject = what if isinstance(what, Recipe) or is_lab(what) else recipe(what)
+    return answer(subject, ranks, mesh, machine, stage, job)
 
 
 class Run:
@@ -120,6 +135,15 @@ def open(name: str | None = None, store: str | Path = DEFAULT_STORE) -> Run:
     """A run by name; the newest by default."""
     place = Store(store)
     return Run(place, machine.record(place, name).name)
+
+
+def stop(run: str | Run, store: str | Path = DEFAULT_STORE, wait: float = 60.0) -> bool:
+    """Asks a run that goes on in another process to save and pause; whether it has ended within `wait` seconds.
+
+    Raises UsageError if there is no such run or nobody works on it.
+    """
+    place, name = (run.store, run.name) if isinstance(run, Run) else (Store(store), run)
+    return stopping.stop(place, name, wait).ended
 
 
 class Model:

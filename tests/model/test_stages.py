@@ -45,6 +45,13 @@ def test_merge_is_the_weighted_mean(tmp_path: Path) -> None:
     out = merged(tmp_path, held, (3.0, 1.0))
     assert all(torch.allclose(t, (3 * a[k] + b[k]) / 4, atol=1e-6) for k, t in out.model().state_dict().items())
     assert out.tokenizer().digest == tokenizer().digest
+    stage = Merge(inputs=tuple(Input(stage=n) for n in held), decay="1-sqrt")
+    cooled = stage.run(Context.scratch(tmp_path / "cooled", 0, **held))
+    assert isinstance(cooled, Checkpoint)
+    w = 0.5**0.5  # w_0 = sqrt(1 / 2), w_1 = 1 - w_0
+    assert all(torch.allclose(t, w * a[k] + (1 - w) * b[k], atol=1e-6) for k, t in cooled.model().state_dict().items())
+    with pytest.raises(ValueError, match="one of them"):
+        Merge(inputs=stage.inputs, decay="linear", weights=(1.0, 2.0))
     even = merged(tmp_path / "even", held)
     assert all(torch.allclose(t, (a[k] + b[k]) / 2, atol=1e-6) for k, t in even.model().state_dict().items())
 

@@ -353,3 +353,10 @@ def test_muon_and_replay_agree(tmp_path: Path) -> None:
     want, _, _ = run(tmp_path / "a", trainer=Trainer(model(torch.float32), Muon(lr=2e-3)), checks=Checks(replay=0))
     got, _, alarms = run(tmp_path / "b", trainer=Trainer(model(torch.float32), Muon(lr=2e-3)), checks=Checks(replay=1))
     assert got == want and alarms == []
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_made(world: World, tmp_path: Path) -> None:  # noqa: F811
+    block = MODEL.blocks["dense"]
+    wide = MODEL.replace(d_model=65536, blocks={"dense": block.replace(ffn=block.ffn.replace(hidden=262144))})
+    with pytest.raises(UsageError, match=r"(?s)needs about .*B.*way out"):
+        world.run(pretrain(init=Scratch(model=wide)), tmp_path)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upslope.cli import stopping
 from upslope.cli.data import data_app
 from upslope.cli.options import DEFAULT_STORE, JsonOption, StoreOption, open_store
 from upslope.cli.running import parse_budget, run_draft, write_report
 from upslope.cli.tables import emit, size, table
-from upslope.config import FrozenDict, dump
+from upslope.config import FrozenDict, UsageError, dump
 
 if TYPE_CHECKING:
     from upslope.machine.graph import Graph
@@ -31,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+stopping.register(app)
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a value, e.g. pretrain.optim.lr=0.01 or 'eval_*.seed=1'.")
@@ -109,6 +111,7 @@ def run(
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Stages at a time.")] = 1,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes for data stages; default: the cores.")] = None,
     engine: Annotated[str, typer.Option("--engine", help="Where data stages run: local, ray[:ADDRESS], slurm[:COMMAND].")] = "local",
+    launcher: Annotated[str, typer.Option("--launcher", help="Who starts stages with several ranks: local, torchrun[ OPTIONS].")] = "local",
     budget: Annotated[str | None, typer.Option("--budget", help="Hard cap on time (90s, 5m, 2h): then save and pause.")] = None,
     size: SizeParam = None,
     model: ModelParam = None,
@@ -127,6 +130,7 @@ def run(
         workers=workers,
         engine=engine,
         budget=parse_budget(budget),
+        launch=launcher,
         json_=json_,
     )
 
@@ -142,10 +146,31 @@ def plan(
     model: ModelParam = None,
     data: DataParam = None,
     reward: RewardParam = None,
+    ranks: Annotated[int | None, typer.Option("--ranks", help="Rehearse a stage on so many accelerators; nothing runs.")] = None,
+    mesh: Annotated[str | None, typer.Option("--mesh", help="With --ranks: 'dp 2, tp 8'; else one is suggested.")] = None,
+    machine_: Annotated[str | None, typer.Option("--machine", help="With --ranks: h100x8, ... or a file.")] = None,
+    stage: Annotated[str | None, typer.Option("--stage", help="With --ranks: which stage; the first that trains by default.")] = None,
+    job: Annotated[str | None, typer.Option("--job", help="With --ranks: 'batch 512x8192, recompute full, micro 2'.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Published runs beside what is predicted for them.")] = False,
+    machine_template: Annotated[bool, typer.Option("--machine-template", help="A machine file with every field and its unit.")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """What would be built, continued and reused, and what is known of its price."""
+    """What would be built, continued and reused, and what is known of its price; with --ranks, a cluster's run rehearsed."""
+    if published or machine_template:
+        from upslope.cli.rehearse import show_published, show_template
+
+        return show_template() if machine_template else show_published(json_)
+    if ranks is not None:
+        from upslope.cli.rehearse import is_lab, show
+
+        named = is_lab(recipe) and size is None and not set_
+        subject = recipe if named else _draft(recipe, set_, store, seed, size=size, model=model, data=data, reward=reward).recipe
+        return show(subject, ranks, mesh, machine_, stage, job, json_)
+    for option, given in (("--mesh", mesh), ("--machine", machine_), ("--stage", stage), ("--job", job)):
+        if given is not None:
+            raise UsageError(f"{option} {given!r}: belongs to a rehearsal\nway out: --ranks N with it")
     from upslope.cli.presets import flatten
+    from upslope.cli.prices import lines as prices
     from upslope.cli.watch import seconds
     from upslope.machine import run as machine
 
@@ -205,6 +230,8 @@ def plan(
         f"\n{counts['build']} to build, {counts['resume']} to continue, {counts['reuse']} reused"
         + (f"; about {seconds(total)} here" if total else "")
     )
+    for line in prices(steps, place):
+        print(line)
 
 
 @app.command()

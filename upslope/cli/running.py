@@ -62,6 +62,7 @@ def run_draft(
     workers: int | None = None,
     engine: str = "local",
     budget: float | None = None,
+    launch: str = "local",
     json_: bool = False,
 ) -> None:
     """Runs or resumes a recipe and exits with its code."""
@@ -93,6 +94,7 @@ def run_draft(
             command=command,
             overrides={k: str(v) for k, v in draft.origins.items()},
             budget=budget,
+            launch=launch,
         )
     import time
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from upslope.model.transformer import Transformer
+    from upslope.precision.config import Numerics
 
 LOGIT_ROWS = 2048  # positions whose logits exist at once
 
@@ -50,7 +50,7 @@ def document_nats(
     *,
     context: int,
     overlap: int | None = None,
-    numerics: Literal["fp32", "bf16"] = "fp32",
+    numerics: Numerics = "fp32",
     tokens: int = 4096,
     check: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[np.ndarray]:
@@ -62,14 +62,15 @@ def document_nats(
     """
     import torch
 
+    from upslope.precision.autocast import autocast
+
     overlap = max(1, context // 2) if overlap is None else overlap
     found = [np.full(len(doc), np.nan) for doc in docs]
     for nats in found:
         nats[:1] = math.log(model.config.vocab)
     cuts = list(windows(docs, context, overlap))
     device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16) if numerics == "bf16" else nullcontext()
-    with torch.no_grad(), autocast:
+    with torch.no_grad(), autocast(numerics, device.type):
         done = 0
         for pack in _packs(cuts, tokens):
             check(done, len(cuts))

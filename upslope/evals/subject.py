@@ -10,12 +10,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from upslope.config import Config, UsageError, canonical_json, dump
 from upslope.machine.files import digest_file
+from upslope.precision.config import Numerics
 
 if TYPE_CHECKING:
     from upslope.generate.engine import Sampling
@@ -35,7 +36,7 @@ class Deployment(Config):
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
-    numerics: Literal["fp32", "bf16"] = "fp32"
+    numerics: Numerics = "fp32"
 
     def sampling(self) -> Sampling:
         """The engine's form of it."""

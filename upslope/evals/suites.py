@@ -99,7 +99,7 @@ class Bench:
 class Suite(Open):
     """A measurement. depends: the parts of the object that its rows depend on."""
 
-    home: ClassVar[str] = "upslope.evals.suites"
+    home: ClassVar[str | tuple[str, ...]] = ("upslope.evals.suites", "upslope.evals")
     version: ClassVar[int] = 1
     depends: ClassVar[tuple[str, ...]] = ("weights", "numerics", "tokenizer", "template", "system", "sampling", "engine")
 

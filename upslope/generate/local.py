@@ -6,11 +6,11 @@ a decode step is a fixed number of tensor operations whatever the number of rows
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from upslope.model.linear import Linear, WideLinear
 from upslope.model.moe import Experts
 from upslope.model.transformer import Transformer
 from upslope.model.weights import Weights, copy_into, end_ids, family_for, tensors
+from upslope.precision.autocast import NARROW, autocast
+from upslope.precision.config import Numerics
 
 if TYPE_CHECKING:
     from upslope.tokens.tokenizer import Tokenizer
@@ -102,7 +104,7 @@ class LocalEngine:
     """The `Engine` protocol over a copy of a model; the model given may go on being trained, `load` brings its weights in.
 
     eos: ids that end a completion (default: the tokenizer's end of turn and end of text). slots: most rows in flight.
-    numerics: "bf16" = matrix products in bfloat16, as a trainer under bf16 autocast computes them; "fp32".
+    numerics: "bf16", "fp16" = matrix products in that type, as a trainer under autocast computes them; "fp32".
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class LocalEngine:
         model: Transformer,
         tokenizer: Tokenizer | None = None,
         slots: int = 512,
-        numerics: Literal["fp32", "bf16"] = "fp32",
+        numerics: Numerics = "fp32",
         eos: Sequence[int] | None = None,
         version: int = 0,
     ) -> None:
@@ -136,21 +138,19 @@ class LocalEngine:
         return EngineInfo(config.vocab, config.context, RECORDS, False, self._version)
 
     def _refresh(self) -> None:
-        """The weights that run: the source itself, or a copy with its matrices in bfloat16, cast once a version, not once a step."""
-        self._model = self._source
-        if self._numerics == "bf16":
+        """The weights that run: the source itself, or a copy with its matrices in 16 bits, cast once a version, not once a step."""
+        self._model, narrow = self._source, NARROW.get(self._numerics)
+        if narrow is not None:
             self._model = copy.deepcopy(self._source)
             for module in self._model.modules():
                 if isinstance(module, Linear) and not isinstance(module, WideLinear):
-                    module.weight.data = module.weight.data.bfloat16()
+                    module.weight.data = module.weight.data.to(narrow)
                 elif isinstance(module, Experts):
                     for stack in (p for p in module.parameters() if p.ndim == 3):
-                        stack.data = stack.data.bfloat16()
+                        stack.data = stack.data.to(narrow)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._numerics == "bf16":
-            return torch.autocast(self._device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self._numerics, self._device.type)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queues requests; none is queued where one is wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from upslope.machine import rng as _rng
 from upslope.machine.engines import Engine, Pool, Unit
 from upslope.machine.events import Events
 from upslope.machine.files import digest_path
+from upslope.machine.ranks import Group
 from upslope.machine.stage import Artifact, Need, Paused
 
 A = TypeVar("A", bound=Artifact)
@@ -56,7 +58,8 @@ class Context:
 
     out: folder for the artifact's files (write them atomically; leftovers of a killed attempt are handed back).
     work: folder for resumable state, removed when the artifact is sealed.
-    events: event writer. stopping: true once the run was asked to stop; save and raise `Paused`.
+    events: event writer. stopping: true once this process was asked to stop; save and raise `Paused`. rank, world: this process's place
+    among those that run the stage; on several ranks ask `stop_now()`, which all of them answer alike, instead of `stopping`.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Context:
         engine: Engine | None = None,
     ) -> None:
         self.out, self.work, self.seed, self.rank, self.world = out, work, seed, rank, world
+        self._group: Group | None = None
         self._engine = engine or Pool(1)
         self.events = events or Events()
         self.stopping = False
@@ -114,8 +118,26 @@ class Context:
 
     def check_stop(self) -> None:
         """Raises Paused if the run was asked to stop; for stages whose finished work is already on disk."""
-        if self.stopping:
+        if self.stop_now():
             raise Paused
+
+    def stop_now(self) -> bool:
+        """Whether to save and raise `Paused` here and now: the same answer on all ranks, which must ask equally often."""
+        if self._group is not None:
+            self._group.step += 1
+        return self.agree(self.stopping)
+
+    def agree(self, value: bool) -> bool:
+        """True on every rank if it is true on any; on one rank the value itself. All ranks must call it, equally often."""
+        return value if self._group is None else self._group.agree(value)
+
+    def waiting(self, at: str) -> AbstractContextManager[None]:
+        """Around a collective or anything else that waits for other ranks: names it where a rank does not come (`at`: "all_reduce")."""
+        return nullcontext() if self._group is None else self._group.waiting(at)
+
+    def join(self, group: Group) -> None:
+        """Makes this the context of one of several ranks."""
+        self._group, self.rank, self.world = group, group.rank, group.world
 
     def map(self, step: Config, shards: Sequence[Shard]) -> Iterator[Path]:
         """Applies a ShardStep to shards, in parallel, memoised per (step, shard); yields result folders in shard order.

@@ -7,10 +7,14 @@ import select
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Protocol
 
-from upslope.machine.worker import FAILED, Executing, work
+from upslope.machine.identity import SHORT
+from upslope.machine.process import die_with_parent
+from upslope.machine.stage import FAILED
+from upslope.machine.worker import Executing, work
 
 
 class Job(Protocol):
@@ -39,6 +43,7 @@ class Inline:
 
     def __init__(self, store: Path) -> None:
         self.store = store
+        Executing.asked = False  # of an earlier run in this process
 
     def start(self, fp: str) -> Job:
         """Blocks until the job has ended."""
@@ -77,7 +82,7 @@ class Local:
         memory = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
         environment = {**memory, **os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "TOKENIZERS_PARALLELISM": "true"}
         self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "upslope.machine.worker", "--zygote", str(store)],
+            [sys.executable, "-m", "upslope.machine.launcher", str(store)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -130,10 +135,75 @@ class _Child:
         self.local, self.fp = local, fp
 
     def poll(self) -> int | None:
-        return self.local.code(self.fp)
+        code = self.local.code(self.fp)
+        # killed by another of its ranks, which saw it frozen and has written the end of the job
+        hung = code is not None and code < 0 and any(self.local.store.glob(f"*/{self.fp[:SHORT]}/work/ranks/*/hang.json"))
+        return FAILED if hung else code
 
     def stop(self) -> None:
         self.local.send("stop", self.fp)
 
     def kill(self) -> None:
         self.local.send("kill", self.fp)
+
+
+def zygote(store_root: Path) -> int:
+    """A process that has the slow imports behind it and forks one clean child per job.
+
+    Reads `run FP` and `stop FP` lines, answers `exit FP CODE`. When its parent goes away, children are asked to stop.
+    """
+    import numpy  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
+
+    children: dict[int, str] = {}
+    buffer, open_input = b"", True
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while open_input or children:
+        ready = select.select([0] if open_input else [], [], [], 0.02)[0]
+        if ready:
+            block = os.read(0, 65536)
+            open_input = bool(block)
+            buffer += block
+            if not open_input:
+                for pid in children:
+                    os.kill(pid, signal.SIGTERM)
+        while b"\n" in buffer:
+            line, _, buffer = buffer.partition(b"\n")
+            verb, fp = line.decode().split()
+            if verb == "run":
+                pid = os.fork()
+                if pid == 0:
+                    _child(store_root, fp)
+                children[pid] = fp
+            else:
+                for pid in (p for p, f in children.items() if f == fp):
+                    os.kill(pid, signal.SIGTERM if verb == "stop" else signal.SIGKILL)
+        while children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            code = os.waitstatus_to_exitcode(status)
+            os.write(1, f"exit {children.pop(pid)} {code}\n".encode())
+    return 0
+
+
+def _child(store_root: Path, fp: str) -> None:
+    """The forked child: own session, dies with its parent, never returns."""
+    code = FAILED
+    try:
+        os.setsid()
+        die_with_parent()
+        signal.signal(signal.SIGTERM, Executing.stop)
+        devnull = os.open(os.devnull, os.O_RDWR)
+        os.dup2(devnull, 0)
+        os.dup2(devnull, 1)
+        code = work(store_root, fp, warm=True)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(zygote(Path(sys.argv[1])))

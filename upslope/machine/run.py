@@ -14,12 +14,14 @@ from upslope.machine import events as ev
 from upslope.machine.engines import engine
 from upslope.machine.files import digest_path, read_json, write_json
 from upslope.machine.graph import Graph, Node, resolve
-from upslope.machine.launcher import Inline, Job, Launcher, Local
+from upslope.machine.launcher import Inline, Job, Launcher
 from upslope.machine.privacy import redact
 from upslope.machine.record import RunRecord
 from upslope.machine.stage import Cost, Recipe
+from upslope.machine.stopping import Presence
 from upslope.machine.store import Manifest, Store
-from upslope.machine.worker import FAILED, OK, PAUSED, USAGE, write_job
+from upslope.machine.torchrun import known_launcher, launched_by
+from upslope.machine.worker import FAILED, OK, PAUSED, USAGE, Executing, write_job
 
 GRACE = 20.0
 
@@ -111,15 +113,18 @@ def run(
     command: str = "",
     overrides: Mapping[str, str] | None = None,
     budget: float | None = None,
+    launch: str = "local",
 ) -> Outcome:
     """Runs or resumes a recipe.
 
     until: stage names or globs to stop after. inline: in this process. jobs: stages at a time. workers: processes for map stages, or
     tasks of an array. where: their engine (`engines.engine`). budget: a hard cap in seconds, after which the run saves and pauses
-    (code 75).
+    (code 75). launch: what starts the ranks of a stage that has several, local or torchrun (`torchrun.launched_by`). From another process,
+    `stopping.stop` ends it as `stop` does.
     """
     watch = watch or Watch()
     engine(where, 1)  # an unknown one is told before anything is written
+    known_launcher(launch)
     whole = resolve(recipe, source_digests(store))
     graph = whole.upto([n for pattern in until for n in whole.match(pattern)]) if until else whole
     name = store.run_name(recipe.name, {n.name: n.fp for n in whole.nodes.values()})
@@ -137,7 +142,8 @@ def run(
     if not waiting:
         log.emit("end", code=OK)
         return outcome
-    launcher: Launcher = Inline(store.root) if inline else Local(store.root)
+    launcher: Launcher = Inline(store.root) if inline else launched_by(launch, store.root)
+    here = Presence(store, name, Executing.stop if inline else None)
     workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
     running: dict[str, _Running] = {}
     broken: set[str] = set()
@@ -145,7 +151,7 @@ def run(
     try:
         while waiting or running:
             over = budget is not None and time.monotonic() - began >= budget
-            wanted = max(stop(), 1 if over else 0)
+            wanted = max(stop(), here.asked, 1 if over else 0)
             if wanted > asked or (asked == 1 and time.monotonic() - asked_at > GRACE and running):
                 asked, asked_at = max(wanted, asked + (wanted <= asked)), time.monotonic()
                 for item in running.values():
@@ -198,6 +204,7 @@ def run(
         for item in running.values():
             item.job.stop()
         launcher.close()
+        here.close()
         log.emit("end", code=outcome.code)
     return outcome
 

@@ -47,12 +47,18 @@ def artifact_class(name: str) -> type[Artifact]:
 
 
 class Need(NamedTuple):
-    """What a stage asks of a launcher; memory: bytes a rank. Launchers of one machine run every shape in one process and do not read it."""
+    """What a stage asks of a launcher.
+
+    ranks: processes that run it together. devices: a rank, memory: bytes a rank; launchers of one machine do not read shape, devices and
+    memory. start: seconds in which all ranks must have come; wait: seconds for which ranks may wait for one of them while it runs.
+    """
 
     shape: Literal["map", "spmd", "actors"] = "spmd"
     ranks: int = 1
     devices: int = 0
     memory: int = 0
+    start: float = 60.0
+    wait: float = 600.0
 
 
 class Cost(NamedTuple):
@@ -68,6 +74,9 @@ class Problem(NamedTuple):
 
     path: str
     message: str
+
+
+OK, FAILED, USAGE, REFUSED, UNDECIDED, PAUSED = 0, 1, 2, 3, 4, 75  # exit codes of a job and of a run
 
 
 class Paused(Exception):
@@ -112,11 +121,11 @@ class Stage(Open):
         return Cost()
 
     def need(self) -> Need:
-        """Shape, ranks and memory."""
+        """Shape, ranks, memory and patience. On ranks > 1 each is a process of its own that runs `run` (see `Context.stop_now`)."""
         return Need()
 
     def run(self, ctx: Context) -> Artifact:
-        """Does the work; called on every rank. Files go to `ctx.out`, resumable state to `ctx.work`."""
+        """Does the work; called on every rank. Files go to `ctx.out`, resumable state to `ctx.work`; what rank 0 returns is sealed."""
         raise NotImplementedError(f"{type(self).__name__} has no run()")
 
 

@@ -45,6 +45,12 @@ def names(model: Transformer) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def unsaved(model: Transformer) -> list[str]:
+    """The adapted matrices that a folder cannot hold: embeddings, and what the family fuses. They can only be merged."""
+    theirs = names(_empty(model))
+    return [n for n, (_, slot) in slots(model).items() if slot.lora_a is not None and n not in theirs]
+
+
 @torch.no_grad()
 def save_adapter(model: Transformer, folder: Path, base: str | None = None) -> None:
     """Writes a model's adapters. base: what they were trained on (a folder or a name on the hub). Equal adapters give equal bytes.

@@ -7,6 +7,7 @@ forms W': y = W x + s B (A x). Stacks of experts, tables, and what reads weights
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from collections.abc import Iterator
@@ -222,6 +223,16 @@ def folded(model: Transformer) -> dict[str, Tensor]:
     found = slots(model)
     out = {n: t for n, t in model.tensors().items() if not any(n.startswith(f"{name}.") for name in found)}
     return out | {n: s.effective(o._parameters.get(n.rpartition(".")[2])).to(s.plain) for n, (o, s) in found.items()}
+
+
+def kept(model: Transformer) -> dict[str, Tensor]:
+    """The adapters' own parameters by name: what training changes and a saved state must hold. Views."""
+    return {n: p for n, p in model.named_parameters() if any(n.startswith(f"{name}.") for name in _state(model).names)}
+
+
+def plain(model: Transformer) -> Transformer:
+    """A merged copy of a model with adapters, for engines; a model without is given back itself."""
+    return model if adapted(model) is None else merge(copy.deepcopy(model))
 
 
 def merge(model: Transformer) -> Transformer:

@@ -53,6 +53,10 @@ class GQA(nn.Module):
         """Sinks of zero."""
         return torch.zeros(shape)
 
+    def head_sinks(self) -> Tensor | None:
+        """The sinks (H,) of the heads that `_attend` is given."""
+        return self.sinks
+
     def choice(self, backend: Backend, device: str, dtype: torch.dtype, grad: bool, max_logit: bool = False, flat: bool = True) -> Choice:
         """The backend of this layer for new tokens (flat) or over a cache, and why not a faster one."""
         c = self.config
@@ -102,7 +106,7 @@ class GQA(nn.Module):
             q, k, v = q.to(narrow), k.to(narrow), v.to(narrow)
 
         def run(a: Tensor, b: Tensor, d: Tensor, mask: Mask) -> Tensor:
-            return core(a, b, d, mask, choice, seen, scale=self.scale, softcap=c.softcap, sinks=self.sinks, window=c.window)
+            return core(a, b, d, mask, choice, seen, scale=self.scale, softcap=c.softcap, sinks=self.head_sinks(), window=c.window)
 
         if choice.backend == "varlen":
             out = varlen(q, k, v, packing.lengths, self.scale, c.window)

@@ -55,6 +55,10 @@ class Sight(NamedTuple):
         return Sight(self.q, latent, rope_key, mask, None if self.scored is None else torch.take_along_dim(self.scored, columns, -1))
 
 
+def _as_given(latent: Tensor) -> Tensor:
+    return latent
+
+
 class LatentAttention(nn.Module):
     """The mixer. absorb: compute without making keys and values; None = where older tokens are read from a cache."""
 
@@ -79,6 +83,10 @@ class LatentAttention(nn.Module):
         c = self.config
         wider = c.value_dim != c.nope_dim + c.rope_dim
         return resolve(backend, device, Needs(wider=wider, max_logit=max_logit, grad=grad, dtype=dtype))
+
+    def over_heads(self, probs: Tensor) -> Tensor:
+        """The mean (S, N, L) over heads of probabilities (S, H, N, L); no gradient."""
+        return probs.mean(1)
 
     def forward(self, x: Tensor, flow: Flow, memory: Memory | None = None) -> Tensor:
         """x (T, d) → (T, d); with a cache, the new tokens also see, and join, what their slots hold."""
@@ -158,15 +166,17 @@ class LatentAttention(nn.Module):
         c, q = self.config, sight.q
         latent, rope_key = sight.latent.to(q.dtype), sight.rope_key.to(q.dtype)
         if absorb:
-            k = torch.cat((latent, rope_key), -1)[:, None]
+            k = torch.cat((getattr(self.kv_b, "rounded", _as_given)(latent), rope_key), -1)[:, None]
             return torch.cat((wide(q[..., : c.nope_dim] @ self._up()[0]), q[..., c.nope_dim :]), -1), k, k
         up = wide(self.kv_b(latent)).unflatten(-1, (c.heads, -1)).transpose(1, 2)
         return q, torch.cat((up[..., : c.nope_dim], rope_key[:, None].expand(-1, c.heads, -1, -1)), -1), up[..., c.nope_dim :]
 
     def _up(self) -> tuple[Tensor, Tensor]:
-        """W_UK (H, dn, dc) and W_UV (H, dv, dc)."""
+        """W_UK (H, dn, dc) and W_UV (H, dv, dc), as `kv_b` reads them: rounded where its operands are, and so are latents when absorbed."""
         c = self.config
-        keys, values = self.kv_b.weight.unflatten(0, (c.heads, -1)).split((c.nope_dim, c.value_dim), 1)
+        rounded = getattr(self.kv_b, "rounded_weight", None)
+        weight = self.kv_b.weight if rounded is None else rounded()
+        keys, values = weight.unflatten(0, (c.heads, -1)).split((c.nope_dim, c.value_dim), 1)
         return keys, values
 
     def _attend(self, sight: Sight, flow: Flow, seen: list[Tensor] | None, losses: list[Tensor]) -> Tensor:
@@ -180,7 +190,7 @@ class LatentAttention(nn.Module):
             if sight.scored is not None and flow.wants("index"):
                 mask = sight.additive()
                 with torch.no_grad():
-                    probs = torch.softmax(q @ k.mT * self.scale + mask[:, None], -1).mean(1)
+                    probs = self.over_heads(torch.softmax(q @ k.mT * self.scale + mask[:, None], -1))
                 losses.append(divergence(probs, sight.scored, mask.expand_as(probs))[:, None, :, None])
             if choice.backend != "eager":
                 q, k, v = q.to(narrow), k.to(narrow), v.to(narrow)

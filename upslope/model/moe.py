@@ -8,7 +8,7 @@ Sources: DeepSeekMoE arXiv 2401.06066; dropless arXiv 2211.15841; LatentMoE arXi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def _pullback(config: Gated | Relu2, pre: Sequence[Tensor]) -> tuple[Tensor, Cal
     return hidden.detach(), lambda grad: torch.autograd.grad(hidden, leaves, grad)
 
 
-class _Sorted(NamedTuple):
+class Sorted(NamedTuple):
     """A pass's choices in the order of experts. counts: per expert. choice (T·k,): each as t·k + j; place (T, k): where it stands."""
 
     counts: list[int]
@@ -53,7 +53,7 @@ class _Sorted(NamedTuple):
     place: Tensor
 
     @classmethod
-    def of(cls, chosen: Tensor, experts: int) -> _Sorted:
+    def of(cls, chosen: Tensor, experts: int) -> Sorted:
         """From the experts (T, k) of each token."""
         flat = chosen.flatten()
         choice = flat.argsort(stable=True)
@@ -95,7 +95,7 @@ class _Routed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, config: Gated | Relu2, by: _Sorted, x: Tensor, weights: Tensor, *matrices: Tensor | None) -> Tensor:
+    def forward(ctx: Any, config: Gated | Relu2, by: Sorted, x: Tensor, weights: Tensor, *matrices: Tensor | None) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide(x).dtype
         *ins, (down, down_bias) = _paired(matrices)
@@ -151,8 +151,19 @@ class _Routed(torch.autograd.Function):
         return None, None, ctx.by.per_token(to_rows).to(x.dtype), to_weights[:, 0][ctx.by.place], *to
 
 
+class Product(Protocol):
+    """rows (n, in) → (n, out): their product with the matrix (out, in) of an expert; leaf: the stack that it stands in."""
+
+    def __call__(self, rows: Tensor, matrix: Tensor, leaf: str, expert: int) -> Tensor: ...
+
+
 class Experts(nn.Module):
-    """The routed experts as stacks (E, out, in): gate, up and down, or up and down; with biases (E, out) where the config has them."""
+    """The routed experts as stacks (E, out, in): gate, up and down, or up and down; with biases (E, out) where the config has them.
+
+    product: takes the place of the plain product with each matrix; its gradients are autograd's, so it costs memory.
+    """
+
+    product: Product | None = None
 
     def __init__(self, count: int, config: Gated | Relu2, width: int, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -171,11 +182,33 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, routes: Routes) -> Tensor:
         """x (T, width) → the weighted sums (T, width) over each token's experts."""
-        matrices = [self.up, self.up_bias, self.down, self.down_bias]
-        if self.gate is not None:
-            matrices = [self.gate, self.gate_bias, *matrices]
-        out: Tensor = _Routed.apply(self.config, _Sorted.of(routes.chosen, len(self.up)), x, routes.weights, *matrices)
+        by = Sorted.of(routes.chosen, len(self.up))
+        if self.product is not None:
+            return self._each(self.product, by, x, routes.weights)
+        out: Tensor = _Routed.apply(self.config, by, x, routes.weights, *self.matrices())
         return out
+
+    def _each(self, product: Product, by: Sorted, x: Tensor, weights: Tensor) -> Tensor:
+        """What `_Routed` computes, by another product; as there, a choice's weight goes in before the last one."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else wide(x).dtype
+        token, weight = by.choice // weights.shape[1], weights.flatten()[by.choice, None]
+        names = ("up",) if self.gate is None else ("gate", "up")
+        done, last = [wide(x[:0])], self.matrices()[-1]
+        for i, at in by.runs():
+            rows, pre = x.index_select(0, token[at]), []
+            for name in names:
+                bias = getattr(self, f"{name}_bias")
+                y = product(rows, getattr(self, name)[i], name, i)
+                pre.append(y if bias is None else y + bias[i])
+            y = wide(product(_activated(self.config, pre) * weight[at], self.down[i], "down", i))
+            done.append(y if last is None else y + weight[at] * last[i])
+        return by.per_token(torch.cat(done)).to(dtype)
+
+    def matrices(self) -> list[Tensor | None]:
+        """Each projection's stack and its biases, down last."""
+        first = [] if self.gate is None else [self.gate, self.gate_bias]
+        return [*first, self.up, self.up_bias, self.down, self.down_bias]
 
 
 class MixtureOfExperts(nn.Module):

@@ -104,8 +104,12 @@ class Transformer(nn.Module):
             aux.mtp = self.mtp(out, flow, self.embedded)
         return out
 
+    def projected(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """hidden (T, d) times the output matrix (V, d) → (T, V)."""
+        return F.linear(hidden, weight)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, d) → (T, V)."""
-        out = F.linear(hidden, self.head_weight)
+        out = self.projected(hidden, self.head_weight)
         cap = self.config.logit_softcap
         return out if cap is None else cap * torch.tanh(out / cap)

@@ -14,6 +14,7 @@ from torch import Tensor
 from upslope.config import UsageError, dump, validated
 from upslope.machine.files import atomic, link, read_json, write_json
 from upslope.model import bundle
+from upslope.model.adapters import adapted, folded
 from upslope.model.config import MTP, ModelConfig
 from upslope.model.families import FAMILIES, Binding, Family, bindings, family_of
 from upslope.model.transformer import Transformer
@@ -54,13 +55,13 @@ def family_for(config: ModelConfig) -> Family | None:
 
 
 def live(model: Transformer) -> Live:
-    """A handle on a model's current weights."""
+    """A handle on a model's current weights, with adapters folded in."""
     return Live(lambda: theirs_of(model, family_for(model.config)))
 
 
 def theirs_of(model: Transformer, family: Family | None) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a model in a family's names and shapes (None: our own), read at once."""
-    ours = model.tensors()
+    """All tensors of a model in a family's names and shapes (None: our own), with adapters folded in, read at once."""
+    ours = model.tensors() if adapted(model) is None else folded(model)
     for bound in bindings(family, model.config, ours):
         yield from zip(bound.theirs, bound.to([ours[name].detach() for name in bound.ours]))
 

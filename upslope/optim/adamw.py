@@ -17,15 +17,20 @@ from torch import Tensor
 from upslope.optim.config import AdamW
 from upslope.optim.roles import decayed, role
 from upslope.optim.rounding import Kept, moments
+from upslope.optim.shards import Shards, local
 
 
 class AdamWPart:
-    """The parameters that AdamW updates. All share one step count; a parameter without gradient is left alone."""
+    """The parameters that AdamW updates. All share one step count; a parameter without gradient is left alone.
 
-    def __init__(self, named: Mapping[str, Tensor], config: AdamW, seed: int = 0) -> None:
+    shards: who holds the rest, where parameters are parts of larger ones.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor], config: AdamW, seed: int = 0, shards: Shards | None = None) -> None:
         self.named, self.config, self.steps = dict(named), config, 0
-        self.weights = Kept(named, "weight", config.narrow_weights, seed)
-        self.m, self.v = moments(named, "m", config.state, seed), moments(named, "v", config.state, seed)
+        held = {n: local(p) for n, p in named.items()}
+        self.weights = Kept(held, "weight", config.narrow_weights, seed, shards)
+        self.m, self.v = moments(held, "m", config.state, seed, shards), moments(held, "v", config.state, seed, shards)
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -36,7 +41,7 @@ class AdamWPart:
         if not names:
             return
         weights, m, v = self.weights.open(names), self.m.open(names), self.v.open(names)
-        grads = [g.to(a.dtype) for g, a in zip((self.named[n].grad for n in names), m) if g is not None]
+        grads = [local(g).to(a.dtype) for g, a in zip((self.named[n].grad for n in names), m) if g is not None]
         self._decay(dict(zip(names, weights)), lr)
         torch._foreach_lerp_(m, grads, 1 - b1)
         torch._foreach_mul_(v, b2)

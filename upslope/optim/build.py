@@ -12,18 +12,25 @@ from upslope.optim.adamw import AdamWPart
 from upslope.optim.config import AdamW, Muon
 from upslope.optim.muon import MuonPart
 from upslope.optim.roles import role
+from upslope.optim.shards import Shards
 
 
 class Optimizer:
     """Updates parameters in place from `.grad`; its state is tensors by name, restored exactly.
 
     heads: per parameter name the heads that its rows are, see `Muon.split` and `optim.heads`. seed: of stochastic rounding.
+    shards: who holds the rest, where parameters are parts of larger ones; state is then of the parts held here.
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, Tensor]], config: AdamW | Muon, heads: Mapping[str, int] | None = None, seed: int = 0
+        self,
+        named: Iterable[tuple[str, Tensor]],
+        config: AdamW | Muon,
+        heads: Mapping[str, int] | None = None,
+        seed: int = 0,
+        shards: Shards | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.shards = config, shards
         live = {n: p for n, p in named if p.requires_grad}
         if isinstance(config, Muon):
             if config.split == "heads" and not heads:
@@ -31,11 +38,11 @@ class Optimizer:
             matrices = {n: p for n, p in live.items() if role(n, p) == "matrix"}
             rest = {n: p for n, p in live.items() if n not in matrices}
             self.parts: list[tuple[AdamWPart | MuonPart, float]] = [
-                (MuonPart(matrices, config, heads, seed), 1.0),
-                (AdamWPart(rest, config.rest, seed), config.rest.lr / config.lr),
+                (MuonPart(matrices, config, heads, seed, shards), 1.0),
+                (AdamWPart(rest, config.rest, seed, shards), config.rest.lr / config.lr),
             ]
         else:
-            self.parts = [(AdamWPart(live, config, seed), 1.0)]
+            self.parts = [(AdamWPart(live, config, seed, shards), 1.0)]
         self.parameters = list(live.values())
 
     def step(self, lr: float) -> None:
@@ -72,6 +79,12 @@ class Optimizer:
                 part.load(state)
 
 
-def build(named: Iterable[tuple[str, Tensor]], config: AdamW | Muon, heads: Mapping[str, int] | None = None, seed: int = 0) -> Optimizer:
+def build(
+    named: Iterable[tuple[str, Tensor]],
+    config: AdamW | Muon,
+    heads: Mapping[str, int] | None = None,
+    seed: int = 0,
+    shards: Shards | None = None,
+) -> Optimizer:
     """The optimizer of a config over named parameters (`model.named_parameters()`); those without gradient are left out."""
-    return Optimizer(named, config, heads, seed)
+    return Optimizer(named, config, heads, seed, shards)

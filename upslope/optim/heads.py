@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 
 def attentions(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -31,8 +31,3 @@ def projections(module: Any) -> dict[str, tuple[nn.Linear, int]]:
 def heads_of(model: nn.Module) -> dict[str, int]:
     """Parameter name → number of heads that its rows are, for `build(..., heads=heads_of(model))`."""
     return {f"{name}.{leaf}.weight": heads for name, module in attentions(model) for leaf, (_, heads) in projections(module).items()}
-
-
-def rows(weight: Tensor, heads: int) -> Tensor:
-    """A view (heads, rows of a head, ...) of a weight (out, in) or a bias (out,)."""
-    return weight.unflatten(0, (heads, -1))

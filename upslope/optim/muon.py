@@ -11,7 +11,7 @@ Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); Liu et al. 2025 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from upslope.config import UsageError
 from upslope.optim.config import Muon
 from upslope.optim.rounding import Kept, is_narrow, moments
+from upslope.optim.shards import Shards, local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 POLISH = (2.0, -1.5, 0.5)
@@ -54,17 +55,23 @@ class MuonPart:
     """The matrices that Muon updates; each slice of a parameter with more than two dimensions is a matrix.
 
     heads: with `split` = "heads", how many matrices the rows of a named parameter are; UsageError where they cannot be.
+    shards: who holds the rest of the matrices, where parameters are parts of them; heads are then of the part that tp leaves.
     """
 
-    def __init__(self, named: Mapping[str, Tensor], config: Muon, heads: Mapping[str, int] | None = None, seed: int = 0) -> None:
-        self.named, self.config, self.steps = dict(named), config, 0
-        self.weights = Kept(named, "weight", config.narrow_weights, seed)
+    def __init__(
+        self, named: Mapping[str, Tensor], config: Muon, heads: Mapping[str, int] | None = None, seed: int = 0, shards: Shards | None = None
+    ) -> None:
+        self.named, self.config, self.shards, self.steps = dict(named), config, shards, 0
+        self.held = {n: local(p) for n, p in named.items()}
+        self.weights = Kept(self.held, "weight", config.narrow_weights, seed, shards)
         self.momentum = self._momentum(seed)
         self.shapes: dict[str, tuple[int, int]] = {}
         self.stacks: dict[tuple[int, int, float], list[str]] = {}
         for n, p in named.items():
-            rows, columns = p.shape[-2:]
-            split = heads.get(n, 1) if heads is not None and config.split == "heads" else 1
+            rows, columns = (p.shape if shards is None else shards.shape(n))[-2:]
+            split = 1
+            if heads is not None and config.split == "heads" and n in heads:
+                split = heads[n] * (rows // p.shape[-2])  # of all heads the process has those of its rows
             if split < 1 or rows % split:
                 raise UsageError(f"optim.split = 'heads': {n!r} has {rows} rows, which are not {split} heads\nway out: split = 'none'")
             rows //= split
@@ -74,8 +81,8 @@ class MuonPart:
 
     def _momentum(self, seed: int) -> Kept:
         if self.config.state != "fp32":
-            return moments(self.named, "momentum", self.config.state, seed)
-        zeros = {n: torch.zeros_like(p, dtype=torch.float32 if is_narrow(p.dtype) else p.dtype) for n, p in self.named.items()}
+            return moments(self.held, "momentum", self.config.state, seed, self.shards)
+        zeros = {n: torch.zeros_like(p, dtype=torch.float32 if is_narrow(p.dtype) else p.dtype) for n, p in self.held.items()}
         return Kept(zeros, "momentum", "nearest", seed)
 
     @torch.no_grad()
@@ -88,20 +95,30 @@ class MuonPart:
             if not names:
                 continue
             weights, m = self.weights.open(names), self.momentum.open(names)
-            grads = [g.to(a.dtype) for g, a in zip((self.named[n].grad for n in names), m) if g is not None]
+            grads = [local(g).to(a.dtype) for g, a in zip((self.named[n].grad for n in names), m) if g is not None]
             torch._foreach_lerp_(m, grads, 1 - c.momentum)
             updates = torch._foreach_lerp(grads, m, c.momentum) if c.nesterov else m
-            matrices = [u.reshape(-1, *self.shapes[n]) for n, u in zip(names, updates)]
-            flat = [u.mT if u.shape[-2] > u.shape[-1] else u for u in matrices]
-            stack = torch.cat(flat)
-            done = newton_schulz(stack.bfloat16() if c.ns_dtype == "bf16" else stack, c.ns_steps, polish=c.ns_polish).to(stack.dtype)
+            if self.shards is None:
+                turned = self._orthogonal(names, updates)
+            else:
+                turned = self.shards.over_wholes(names, updates, self._orthogonal)
             if c.weight_decay:
                 torch._foreach_mul_(weights, 1 - lr * c.weight_decay)
-            parts = torch.split(done, [len(f) for f in flat])
-            turned = [(o.mT if u.shape[-2] > u.shape[-1] else o).reshape(w.shape) for o, u, w in zip(parts, matrices, weights)]
             torch._foreach_add_(weights, turned, alpha=-lr * scale)
             self.weights.close(names, weights, self.steps)
             self.momentum.close(names, m, self.steps)
+
+    def _orthogonal(self, names: Sequence[str], updates: Sequence[Tensor]) -> list[Tensor]:
+        """Whole updates of one stack, orthogonalised, in their own shapes."""
+        c = self.config
+        if not names:
+            return []
+        matrices = [u.reshape(-1, *self.shapes[n]) for n, u in zip(names, updates)]
+        flat = [u.mT if u.shape[-2] > u.shape[-1] else u for u in matrices]
+        stack = torch.cat(flat)
+        done = newton_schulz(stack.bfloat16() if c.ns_dtype == "bf16" else stack, c.ns_steps, polish=c.ns_polish).to(stack.dtype)
+        parts = torch.split(done, [len(f) for f in flat])
+        return [(o.mT if m.shape[-2] > m.shape[-1] else o).reshape(u.shape) for o, m, u in zip(parts, matrices, updates)]
 
     def state(self) -> dict[str, Tensor]:
         """Momentum and masters by parameter name; the step count where rounding depends on it."""

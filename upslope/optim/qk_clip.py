@@ -13,13 +13,14 @@ Source: Kimi K2, arXiv 2507.20534 §2.1; `core/optimizer/qk_clip.py` of Megatron
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from upslope.config import UsageError
-from upslope.optim.heads import attentions, rows
+from upslope.optim.heads import attentions
+from upslope.optim.shards import Shards, local
 
 Shared = Literal["q", "min"]
 
@@ -65,16 +66,18 @@ def qk_clip(
     alpha: float = 0.5,
     shared: Shared = "q",
     masters: Mapping[str, Tensor] | None = None,
+    shards: Shards | None = None,
 ) -> dict[int, Tensor]:
     """Scales the query and key weights of heads above `tau` in place; heads at or below keep their logits, with "q" their bits.
 
     largest: layer → (heads,), all-reduced (MAX) where data is split over ranks. shared: where key heads serve several query heads or
-    layers; keys that another layer reads are never scaled. masters: float32 copies, `Optimizer.masters()`, scaled along.
+    layers; keys that another layer reads are never scaled. masters: float32 copies, `Optimizer.masters()`, scaled along. shards: who holds
+    the rest, where parameters are parts of larger ones; `largest` is then of all heads.
     Returns layer → gamma (heads,) of the layers that were clipped. UsageError where nothing can be clipped or tau, alpha are out of range.
     """
     if not tau > 0 or not 0 <= alpha <= 1:
         raise UsageError(f"QK-Clip: tau = {tau:g}, alpha = {alpha:g}; tau must be > 0 and alpha in [0, 1]\nway out: tau = 100, alpha = 0.5")
-    modules, copies, clipped = clippable(model), _copies(model, masters or {}), {}
+    modules, held, clipped = clippable(model), _held(model, masters or {}, shards), {}
     lent = _lent(model)
     for layer, module in modules.items():
         factors = gamma(largest[layer], tau) if layer in largest else None
@@ -82,45 +85,65 @@ def qk_clip(
             continue
         clipped[layer] = factors
         if module.config.kind == "mla":
-            _clip_latent(module, factors, alpha, copies)
+            _clip_latent(module, factors, alpha, held)
         else:
-            _clip_grouped(module, factors, alpha, shared, layer in lent, copies)
+            _clip_grouped(module, factors, alpha, shared, layer in lent, held)
     return clipped
 
 
-def _clip_grouped(module: Any, g: Tensor, alpha: float, shared: Shared, lent: bool, copies: Mapping[int, Tensor]) -> None:
-    c = module.config
+class _Held(NamedTuple):
+    """What this process holds of a parameter: its rows from `first` on of `rows`, and the tensor to scale, of which `mine` is a copy."""
+
+    mine: Tensor
+    wide: Tensor
+    first: int
+    rows: int
+
+
+def _clip_grouped(module: Any, g: Tensor, alpha: float, shared: Shared, lent: bool, held: Mapping[int, _Held]) -> None:
+    c, heads = module.config, len(g)
     if module.k is None or lent or (c.heads != c.kv_heads and shared == "q"):
-        _scale(module.q, g, c.heads, copies)
+        _scale(module.q, g, held)
         return
-    key = (g ** (1 - alpha)).view(c.kv_heads, -1).amin(1)  # (G,)
-    _scale(module.k, key, c.kv_heads, copies)
-    own = g**alpha if c.heads == c.kv_heads else g / key.repeat_interleave(c.heads // c.kv_heads)
-    _scale(module.q, own, c.heads, copies)
+    per_key = c.heads // c.kv_heads
+    key = (g ** (1 - alpha)).view(heads // per_key, -1).amin(1)  # (G,)
+    _scale(module.k, key, held)
+    own = g**alpha if per_key == 1 else g / key.repeat_interleave(per_key)
+    _scale(module.q, own, held)
 
 
-def _clip_latent(module: Any, g: Tensor, alpha: float, copies: Mapping[int, Tensor]) -> None:
-    c = module.config
+def _clip_latent(module: Any, g: Tensor, alpha: float, held: Mapping[int, _Held]) -> None:
+    nope = module.config.nope_dim
     q = module.q if module.q_b is None else module.q_b
-    _scale(q, g**alpha, c.heads, copies, slice(0, c.nope_dim))
-    _scale(q, g, c.heads, copies, slice(c.nope_dim, None))
-    _scale(module.kv_b, g ** (1 - alpha), c.heads, copies, slice(0, c.nope_dim))
+    _scale(q, g**alpha, held, slice(0, nope))
+    _scale(q, g, held, slice(nope, None))
+    _scale(module.kv_b, g ** (1 - alpha), held, slice(0, nope))
 
 
-def _scale(linear: nn.Linear, factors: Tensor, heads: int, copies: Mapping[int, Tensor], part: slice = slice(None)) -> None:
-    """Multiplies the rows `part` of each head whose factor is not 1."""
+def _scale(linear: nn.Linear, factors: Tensor, held: Mapping[int, _Held], part: slice = slice(None)) -> None:
+    """Multiplies the rows `part` of each head whose factor is not 1, as far as they are held here."""
     at = (factors != 1).nonzero()[:, 0].tolist()
     for parameter in linear.parameters(recurse=False):
-        wide = copies.get(id(parameter), parameter)
+        mine, wide, first, rows = held[id(parameter)]
+        size = rows // len(factors)
+        low, high, _ = part.indices(size)
         for h in at:
-            piece = rows(wide, heads)[h, part]
+            start, stop = max(h * size + low - first, 0), min(h * size + high - first, len(mine))
+            if start >= stop:
+                continue
+            piece = wide[start:stop]
             piece.mul_(factors[h].to(piece.device, torch.promote_types(piece.dtype, torch.float32)))
-            if wide is not parameter:
-                rows(parameter, heads)[h, part].copy_(piece)
+            if wide is not mine:
+                mine[start:stop].copy_(piece)
 
 
-def _copies(model: nn.Module, masters: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    return {id(p): masters[n] for n, p in model.named_parameters() if n in masters}
+def _held(model: nn.Module, masters: Mapping[str, Tensor], shards: Shards | None) -> dict[int, _Held]:
+    found = {}
+    for name, p in model.named_parameters():
+        mine = local(p)
+        first, rows = (0, len(p) if p.ndim else 1) if shards is None else (shards.first(name), shards.shape(name)[0])
+        found[id(p)] = _Held(mine, masters.get(name, mine), first, rows)
+    return found
 
 
 def _lent(model: nn.Module) -> set[int]:

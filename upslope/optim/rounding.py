@@ -15,6 +15,7 @@ from torch import Tensor
 
 from upslope.machine.rng import seed_of
 from upslope.optim.config import NarrowWeights
+from upslope.optim.shards import Shards
 
 
 def is_narrow(dtype: torch.dtype) -> bool:
@@ -27,35 +28,35 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def random_bits(shape: torch.Size, key: int, device: torch.device | str = "cpu") -> Tensor:
-    """16 random bits per element, int32 in [0, 65536): SplitMix64 of key + place."""
-    places = torch.arange(shape.numel(), dtype=torch.int64, device=device)
-    x = places * _signed(0x9E3779B97F4A7C15) + _signed(key)
+def random_bits(shape: torch.Size, key: int, device: torch.device | str = "cpu", places: Tensor | None = None) -> Tensor:
+    """16 random bits per element, int32 in [0, 65536): SplitMix64 of key + place. places: int64 of this shape; None = 0, 1, 2, ..."""
+    at = torch.arange(shape.numel(), dtype=torch.int64, device=device) if places is None else places.flatten().to(device)
+    x = at * _signed(0x9E3779B97F4A7C15) + _signed(key)
     x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
     return _shifted(x, 48).to(torch.int32).view(shape)
 
 
-def stochastic(x: Tensor, key: int) -> Tensor:
+def stochastic(x: Tensor, key: int, places: Tensor | None = None) -> Tensor:
     """x rounded to bfloat16, up with a probability equal to the fraction passed; inf and nan stay what they are.
 
     x: float32 or wider (wider is first rounded to float32). The low 16 bits of a float32 are that fraction: adding 16 random bits
-    carries into the high 16, which are the bfloat16, exactly as often as it should.
+    carries into the high 16, which are the bfloat16, exactly as often as it should. places: as of `random_bits`.
     """
     x = x.to(torch.float32).contiguous()
     bits = x.view(torch.int32)
-    rounded = ((bits + random_bits(x.shape, key, x.device)) & -65536).view(torch.float32)
+    rounded = ((bits + random_bits(x.shape, key, x.device, places)) & -65536).view(torch.float32)
     return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)
 
 
 class Kept:
     """One set of tensors by name, kept in a precision of its own between steps and opened wide for an update.
 
-    what: names the set in the random bits. rounding: of tensors stored in 16 bits.
+    what: names the set in the random bits. rounding: of tensors stored in 16 bits. shards: who holds the rest of each.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], what: str, rounding: NarrowWeights, seed: int) -> None:
-        self.tensors, self.what, self.rounding, self.seed = dict(tensors), what, rounding, seed
+    def __init__(self, tensors: Mapping[str, Tensor], what: str, rounding: NarrowWeights, seed: int, shards: Shards | None = None) -> None:
+        self.tensors, self.what, self.rounding, self.seed, self.shards = dict(tensors), what, rounding, seed, shards
         self.masters: dict[str, Tensor] = {}
         if rounding == "master":
             self.masters = {n: t.detach().float() for n, t in tensors.items() if is_narrow(t.dtype)}
@@ -88,14 +89,15 @@ class Kept:
             if value is kept:
                 continue
             if self.rounding == "stochastic" and kept.dtype == torch.bfloat16:
-                value = stochastic(value, seed_of(self.seed, "optim", self.what, step, n))
+                places = None if self.shards is None else self.shards.places(n)
+                value = stochastic(value, seed_of(self.seed, "optim", self.what, step, n), places)
             kept.copy_(value)
 
 
-def moments(named: Mapping[str, Tensor], what: str, state: str, seed: int) -> Kept:
+def moments(named: Mapping[str, Tensor], what: str, state: str, seed: int, shards: Shards | None = None) -> Kept:
     """Zero moments of parameters in a `State` precision."""
     zeros = {n: torch.zeros_like(p, dtype=wide_dtype(p.dtype) if state == "fp32" else torch.bfloat16) for n, p in named.items()}
-    return Kept(zeros, what, "stochastic" if state == "bf16-sr" else "nearest", seed)
+    return Kept(zeros, what, "stochastic" if state == "bf16-sr" else "nearest", seed, shards)
 
 
 def _signed(value: int) -> int:

@@ -205,4 +205,30 @@ def wsd_s(lengths: Sequence[Span], decay: float = 0.1, end: float = 0.1, shape: 
     return Segments(warmup=warmup, pieces=tuple(p for a, b in pairs for p in (Piece(length=a), Piece(length=b, end=end, shape=shape))))
 
 
-Schedule = Annotated[Constant | Cosine | WSD | LinearToZero | MultiStep | Segments, Field(discriminator="kind")]
+Whole = Annotated[Constant | Cosine | WSD | LinearToZero | MultiStep | Segments, Field(discriminator="kind")]
+"""A schedule of a fit that starts at its beginning."""
+
+
+class Part(Config):
+    """A stretch of a schedule that several fits run one after the other: step k here is step `first` + k of `total` of the whole.
+
+    whole: the schedule of all of them. Branch points, further mixtures and longer rows are fits of their own on one schedule that way.
+    """
+
+    kind: Literal["part"] = "part"
+    whole: Whole
+    first: int = Field(ge=0)
+    total: int = Field(ge=1)
+
+    def at(self, step: int, total: int) -> float:
+        """The multiplier for step `step` of a fit of `total` steps; UsageError where the fit goes on past the end of the whole."""
+        if self.first + total > self.total:
+            raise UsageError(
+                f"schedule: steps {self.first} to {self.first + total} of {self.total}\nway out: a shorter fit, or a longer total"
+            )
+        if not 0 <= step < total:
+            raise UsageError(f"schedule: step {step} is outside 0 … {total - 1}")
+        return self.whole.at(self.first + step, self.total)
+
+
+Schedule = Annotated[Constant | Cosine | WSD | LinearToZero | MultiStep | Segments | Part, Field(discriminator="kind")]

@@ -56,3 +56,14 @@ class Mesh(Config):
     def __str__(self) -> str:
         sizes = [f"{n} {getattr(self, n)}" for n in ("dp", "fsdp", "tp", "cp", "pp", "ep") if getattr(self, n) > 1] or ["one rank"]
         return " x ".join(sizes) + (f", zero {self.zero}" if self.shards > 1 else "") + (f", virtual {self.virtual}" * (self.virtual > 1))
+
+
+class Recompute(Config):
+    """Blocks whose intermediate results are computed again in the backward pass instead of being kept.
+
+    every: each n-th block, counted from the first; the others keep all. keep: what such a block keeps nevertheless: "nothing" but its
+    input, what "attention" kernels gave, or all matrix "products". Source: Chen et al. 2016, arXiv 1604.06174.
+    """
+
+    every: Size = 1
+    keep: Literal["nothing", "attention", "products"] = "nothing"

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from upslope.config import Config
 
-Numerics = Literal["fp32", "bf16"]
+Numerics = Literal["fp32", "bf16", "fp16"]
 
 
 class Rules(Config):
@@ -30,7 +30,7 @@ class Plain(Config):
     """No quantisation. fp32: the dtype of the weights; bf16, fp16: matrix products in that type under autocast, the rest in float32."""
 
     kind: Literal["plain"] = "plain"
-    numerics: Literal["fp32", "bf16", "fp16"] = "bf16"
+    numerics: Numerics = "bf16"
 
 
 class _Emulated(Config):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from upslope.config import UsageError
@@ -148,44 +150,85 @@ class EmulatedLinear(nn.Linear):
         y = emulated_linear(x, self.weight, self.recipe, draws)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
+    def rounded(self, x: Tensor) -> Tensor:
+        """x (..., in) as the forward product reads it, for who takes that product apart; gradients pass straight through."""
+        return _through(x.reshape(-1, x.shape[-1]), self.recipe.fprop[0]).view(x.shape)
+
+    def rounded_weight(self) -> Tensor:
+        """W (out, in) as the forward product reads it; gradients pass straight through."""
+        return _through(self.weight, self.recipe.fprop[1])
+
+
+class EmulatedStack:
+    """The products of one module's stacks of experts, emulated: a matrix and its rows at a time, so no tile spans two experts.
+
+    Set as the module's `product`. recipes: by stack; a stack that has none is multiplied plainly. Experts are numbered within the stack.
+    """
+
+    def __init__(self, recipes: Mapping[str, Recipe], seed: int, name: str) -> None:
+        self.recipes, self.seed, self.name, self.step = dict(recipes), seed, name, 0
+        self.calls: Counter[str] = Counter()
+
+    def __call__(self, rows: Tensor, matrix: Tensor, leaf: str, expert: int) -> Tensor:
+        """rows (n, in), matrix (out, in) → (n, out)."""
+        if leaf not in self.recipes:
+            return F.linear(rows, matrix.to(rows.dtype))
+        name = f"{self.name}.{leaf}.{expert}"
+        draws = Draws(self.seed, self.step, name, self.calls[name])
+        if torch.is_grad_enabled():
+            self.calls[name] += 1
+        return emulated_linear(rows, matrix, self.recipes[leaf], draws)
+
 
 def convert(model: nn.Module, config: Emulated) -> list[str]:
     """Swaps the linear maps that `config.rules` choose for emulated ones that hold the same parameters; returns their names.
 
-    Parameters, their names and the state_dict stay; `revert` undoes it. Hooks on swapped modules stay with the originals. Stacked experts
-    are no linear modules and are left alone. UsageError: nothing matches, or the model is converted already.
+    Parameters, their names and the state_dict stay; `revert` undoes it. Hooks on swapped modules stay with the originals. Of stacks of
+    experts ("blocks.1.ffn.experts.up"), the module stays and takes another product. UsageError: nothing matches, or the model is
+    converted already.
     """
-    if any(isinstance(m, EmulatedLinear) for m in model.modules()):
+    if any(True for _ in _swapped(model)):
         raise UsageError("the model is converted already\nway out: precision.linear.revert(model) first")
     names = chosen(model, config.rules)
     if not names:
         raise UsageError(f"precision.rules = {config.rules!r}: no linear map matches\nway out: include = ('*',), first = 0, last = 0")
     seed = getattr(config, "seed", 0)
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        if recipes := {leaf: recipe_of(config, f"{path}.{leaf}") for leaf in _stacks(module) if f"{path}.{leaf}" in names}:
+            module.product = EmulatedStack(recipes, seed, path)  # type: ignore[assignment]
     for name in names:
-        original = model.get_submodule(name)
-        assert isinstance(original, nn.Linear)
-        model.set_submodule(name, EmulatedLinear(original, recipe_of(config, name), seed, name))
+        if isinstance(original := modules.get(name), nn.Linear):
+            model.set_submodule(name, EmulatedLinear(original, recipe_of(config, name), seed, name))
     return names
 
 
 def revert(model: nn.Module) -> list[str]:
     """Puts the original maps back, with the parameters of now; returns their names."""
-    found = dict(_swapped(model))
+    found, names = dict(_swapped(model)), []
     for name, module in found.items():
-        original = module.original[0]
-        original.weight, original.bias = module.weight, module.bias
-        model.set_submodule(name, original.train(module.training))
-    return list(found)
+        if isinstance(module, EmulatedLinear):
+            original = module.original[0]
+            original.weight, original.bias = module.weight, module.bias
+            model.set_submodule(name, original.train(module.training))
+            names.append(name)
+        else:
+            names += [f"{name}.{leaf}" for leaf in module.product.recipes]  # type: ignore[union-attr]
+            del module.product
+    return names
 
 
 def at_step(model: nn.Module, step: int) -> None:
     """Says which step follows, so that random bits are those of (seed, step, name, pass) also after a resume."""
     for _, module in _swapped(model):
-        module.step, module.calls = step, 0
+        if isinstance(module, EmulatedLinear):
+            module.step, module.calls = step, 0
+        elif isinstance(module.product, EmulatedStack):
+            module.product.step, module.product.calls = step, Counter()
 
 
 def chosen(model: nn.Module, rules: Rules) -> list[str]:
-    """The names of the linear maps that the rules choose. A map with a forward pass of its own is never chosen."""
+    """The names of the linear maps and stacks of experts that the rules choose. A map with a forward pass of its own is never chosen."""
     modules = dict(model.named_modules())
     depth: dict[str, int] = {}
     for stack, n in filter(None, map(_layer, modules)):
@@ -197,12 +240,31 @@ def chosen(model: nn.Module, rules: Rules) -> list[str]:
         stack, n = found
         return rules.first <= n < depth[stack] - math.ceil(rules.last * depth[stack] - 1e-9)
 
-    plain = (name for name, m in modules.items() if isinstance(m, nn.Linear) and type(m).forward is nn.Linear.forward)
-    return [n for n in plain if _matches(n, rules.include) and not _matches(n, rules.exclude) and inside(n)]
+    names: list[str] = []
+    for name, m in modules.items():
+        if isinstance(m, nn.Linear) and type(m).forward is nn.Linear.forward:
+            names.append(name)
+        names += [f"{name}.{leaf}" for leaf in _stacks(m)]
+    return [n for n in names if _matches(n, rules.include) and not _matches(n, rules.exclude) and inside(n)]
 
 
-def _swapped(model: nn.Module) -> Iterator[tuple[str, EmulatedLinear]]:
-    return ((name, m) for name, m in list(model.named_modules()) if isinstance(m, EmulatedLinear))
+def _stacks(module: nn.Module) -> list[str]:
+    """The stacks of matrices of a module that lets their product be replaced."""
+    return [leaf for leaf, p in module.named_parameters(recurse=False) if p.ndim == 3] if hasattr(type(module), "product") else []
+
+
+def _swapped(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Emulated maps, and modules whose stacks have an emulated product."""
+    return (
+        (name, m)
+        for name, m in list(model.named_modules())
+        if isinstance(m, EmulatedLinear) or isinstance(getattr(m, "product", None), EmulatedStack)
+    )
+
+
+def _through(x: Tensor, operand: Operand) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return _operand(x.detach(), operand) + (x - x.detach())
 
 
 def _layer(name: str) -> tuple[str, int] | None:

@@ -87,6 +87,7 @@ class Distill(Training):
             checkpoint = ctx.open(self.teacher, Checkpoint)
             teacher = checkpoint.model()
             same_tokens(tokenizer, checkpoint.tokenizer())
+            parameters = sum(p.numel() for p in model.parameters())
             trainer = self.trainer(ctx, model)
             restore(self.init, ctx, trainer)
             renderer = ChatML(tokenizer)
@@ -95,11 +96,11 @@ class Distill(Training):
                 if isinstance(self.form, OnPolicy)
                 else self._offline(self.form, ctx, trainer, renderer)
             )
-        steps = self.steps_of(plan.examples, plan.per_step, plan.tokens, sum(p.numel() for p in model.parameters()))
+        steps = self.steps_of(plan.examples, plan.per_step, plan.tokens, parameters)
 
         def batch(step: int) -> Batch:
             b = plan.batch(step)
-            with autocast(self.numerics):
+            with autocast(self.computes_in):
                 return teach(b, teacher, teacher.logits, self.top_k)
 
         history = self.fitted(ctx, trainer, batch, DistilLoss(self.beta), steps, plan.tokens // plan.segments)
@@ -112,6 +113,7 @@ class Distill(Training):
     def _on_policy(self, form: OnPolicy, ctx: Context, trainer: Trainer, renderer: ChatML) -> Planned:
         """tokens: of all prompts with their answers, at most."""
         from upslope.generate.engine import LocalEngine, Request, Sampling, generate
+        from upslope.model.adapters import plain
         from upslope.tasks.artifacts import Tasks
         from upslope.train.build import of_completions
         from upslope.train.order import examples
@@ -120,7 +122,7 @@ class Distill(Training):
         if not tasks:
             raise UsageError("distill: the tasks have no rows in their split 'train'")
         prompts = [renderer.open(task.messages).ids.tolist() for task in tasks]
-        engine = LocalEngine(trainer.model, renderer.tokenizer, numerics=self.numerics)
+        engine = LocalEngine(plain(trainer.model), renderer.tokenizer, numerics=self.computes_in)
         sampling = Sampling(max_new=form.max_new, temperature=form.temperature)
 
         def make(step: int) -> Batch:

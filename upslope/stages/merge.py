@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from upslope.config import Input, UsageError, Wants, dump
+from upslope.config import Input, Neutral, UsageError, Wants, dump
 from upslope.machine.context import Context
 from upslope.machine.stage import Artifact, Stage
+from upslope.optim.schedule import Shape
 
 
 class Merge(Stage):
     """θ = Σ_i w_i θ_i / Σ_i w_i, in float64, tensor by tensor.
 
-    weights: one per input; empty = equal. They may be negative (task arithmetic), their sum must be positive.
-    Sources: model soups, Wortsman et al. 2022, arXiv 2203.05482; task arithmetic, arXiv 2212.04089.
+    weights: one per input; empty = equal. They may be negative (task arithmetic), their sum must be positive. decay: weights that make
+    checkpoints at equal distances on a trunk of constant learning rate, oldest first, an average that stands in for a decay of this shape.
+    Sources: model soups, Wortsman et al. 2022, arXiv 2203.05482; task arithmetic, arXiv 2212.04089; decay by merging, arXiv 2507.17634.
     """
 
     kind: ClassVar[str] = "merge"
@@ -25,14 +27,23 @@ class Merge(Stage):
 
     inputs: Annotated[tuple[Input, ...], Wants("Checkpoint"), Field(min_length=1)]
     weights: tuple[float, ...] = ()
+    decay: Annotated[Shape | None, Neutral(None)] = None
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.weights and self.decay is not None:
+            raise ValueError("weights and decay both say how much each input counts\nway out: one of them")
+        return self
 
     def run(self, ctx: Context) -> Artifact:
         """UsageError where the checkpoints differ in shape or tokenizer, or the weights do not fit."""
         import torch
 
         from upslope.model.checkpoint import Checkpoint
+        from upslope.optim.averaging import decay_weights
 
-        shares = self.weights or (1.0,) * len(self.inputs)
+        equal = (1.0,) * len(self.inputs)
+        shares = self.weights or (equal if self.decay is None else tuple(decay_weights(len(self.inputs), self.decay)))
         if len(shares) != len(self.inputs):
             raise UsageError(f"weights: {len(shares)} numbers for {len(self.inputs)} inputs\nway out: one per input, or none at all")
         if (total := math.fsum(shares)) <= 0:

@@ -42,18 +42,21 @@ class Preference(Training):
     def run(self, ctx: Context) -> Checkpoint:
         """Trains and writes a checkpoint with its optimizer state."""
         from upslope.chat.render import ChatML
+        from upslope.train.adapting import as_reference
         from upslope.train.losses import DPO
         from upslope.train.order import examples
         from upslope.train.pairs import open_pairs, reply_logprobs
 
         with ctx.events.state("load"):
             model, tokenizer = materialise(self.init, ctx)
+            parameters = sum(p.numel() for p in model.parameters())
             trainer = self.trainer(ctx, model)
             restore(self.init, ctx, trainer)
             data = open_pairs(ctx, self.pairs, ChatML(tokenizer), model.config.context)
-            ref = reply_logprobs(trainer, data.train)
-            before = reply_logprobs(trainer, data.heldout)
-        steps = self.steps_of(len(data.train), self.pairs_per_step, data.tokens, sum(p.numel() for p in model.parameters()))
+            with as_reference(model):
+                ref = reply_logprobs(trainer, data.train)
+                before = reply_logprobs(trainer, data.heldout)
+        steps = self.steps_of(len(data.train), self.pairs_per_step, data.tokens, parameters)
 
         def batch(step: int) -> Batch:
             return data.batch(examples(len(data.train), self.pairs_per_step, step, ctx.seed_of("order")), ref)

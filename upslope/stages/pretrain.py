@@ -71,6 +71,16 @@ class Pretrain(Training):
         grown = islice(ramp_steps(self.ramp, tokens), int(self.length.amount) if counted else None)
         return [(seen // self.row_length, size // self.row_length) for seen, size in grown]
 
+    def _fits(self, vocab: int) -> None:
+        """UsageError where the weights, gradients and optimizer states of a new model cannot fit, before any is made."""
+        from upslope.train.rehearsal.local import Settings, available, too_little_memory
+
+        if isinstance(self.init, Scratch):
+            config = self.init.model if self.init.model.vocab else self.init.model.replace(vocab=vocab)
+            settings = Settings(self.optim, self.rows * self.row_length, self.row_length, self.micro_tokens)
+            if error := too_little_memory(config, settings, self.mesh, available()):
+                raise error
+
     def cost(self, inputs: Mapping[str, Any]) -> Cost:
         """Floating-point operations of a run from scratch whose length does not depend on the data; else nothing is known."""
         vocab = getattr(inputs.get("tokenizer"), "vocab_size", 0)
@@ -91,6 +101,7 @@ class Pretrain(Training):
 
         with ctx.events.state("load"):
             given = ctx.open(self.tokenizer, Tokenizer) if self.tokenizer is not None else None
+            self._fits(given.vocab_size if given is not None else 0)
             model, tokenizer = materialise(self.init, ctx, given)
             if self.row_length > model.config.context:
                 model.config = model.config.replace(context=self.row_length)

@@ -9,7 +9,7 @@ from pydantic import Field
 from upslope.config import Duration, Input, Wants
 from upslope.optim.config import AdamW, Optim
 from upslope.optim.schedule import LinearToZero, Schedule
-from upslope.train.init import Load, materialise, write_checkpoint
+from upslope.train.init import Load, materialise, restore, write_checkpoint
 from upslope.train.stage import Training, interval
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ class RewardModel(Training):
 
         with ctx.events.state("load"):
             model, tokenizer = materialise(self.init, ctx)
+            parameters = sum(p.numel() for p in model.parameters())
             trainer = self.trainer(ctx, model, ScalarHead(model.config.d_model))
+            restore(self.init, ctx, trainer)
             data = open_pairs(ctx, self.pairs, ChatML(tokenizer), model.config.context)
-        steps = self.steps_of(len(data.train), self.pairs_per_step, data.tokens, sum(p.numel() for p in model.parameters()))
+        steps = self.steps_of(len(data.train), self.pairs_per_step, data.tokens, parameters)
 
         def batch(step: int) -> Batch:
             return data.batch(examples(len(data.train), self.pairs_per_step, step, ctx.seed_of("order")))

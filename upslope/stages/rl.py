@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from upslope.config import Exec, Input, UsageError, Wants
+from upslope.config import Exec, Input, Neutral, UsageError, Wants
 from upslope.machine.context import Context
 from upslope.machine.stage import Need, Stage
+from upslope.model.adapter_config import Adapter
 from upslope.optim.config import AdamW, Optim
 from upslope.precision.config import Numerics
 from upslope.rl.buffer import Curriculum
@@ -28,8 +29,8 @@ class Rl(Stage):
 
     tasks: read from their train split. families: only these (empty = all). curriculum: which tasks to draw. max_new: most
     new tokens of an answer. think: free = the model decides; forced = every answer starts inside a think block. clip:
-    largest gradient norm. The learning rate is constant. micro_tokens: of one forward and backward; slots: answers
-    sampled at once; save_seconds: between saved states.
+    largest gradient norm. adapter: as in the other training stages; the reference of a KL penalty is its base. The learning rate
+    is constant. micro_tokens: of one forward and backward; slots: answers sampled at once; save_seconds: between saved states.
 
     The checkpoint also holds `traces/`: samples for the first step's prompts, before and after.
     """
@@ -64,6 +65,7 @@ class Rl(Stage):
     think: Literal["free", "forced"] = "free"
     numerics: Numerics = "bf16"
     clip: Annotated[float, Field(gt=0)] | None = 1.0
+    adapter: Annotated[Adapter | None, Neutral(None)] = None
     micro_tokens: Annotated[int, Field(ge=0), Exec()] = 16384
     slots: Annotated[int, Field(ge=1), Exec()] = 512
     save_seconds: Annotated[float, Field(ge=0), Exec()] = 20.0
@@ -76,19 +78,27 @@ class Rl(Stage):
         """Climbs, then writes the policy and the traces to show."""
         from upslope.chat.render import ChatML
         from upslope.generate.local import LocalEngine
+        from upslope.model.adapters import plain
         from upslope.rl.buffer import Buffer
         from upslope.rl.climb import Climb, facts, finish
         from upslope.tasks.artifacts import Tasks
+        from upslope.train.adapting import AdapterTrainer, Base, prepare
         from upslope.train.init import materialise, restore, write_checkpoint
         from upslope.train.trainer import Trainer
 
         with ctx.events.state("load"):
             tasks = chosen_tasks(ctx.open(self.tasks, Tasks).read("train"), self.families)
             model, tokenizer = materialise(self.init, ctx)
-            trainer = self._trainer(Trainer, model, ctx)
+            if self.adapter is not None:
+                prepare(model, self.adapter, ctx)
+            trainer = self._trainer(Trainer if self.adapter is None else AdapterTrainer, model, ctx)
             restore(self.init, ctx, trainer)
-            engine = ctx.actors(lambda _: LocalEngine(model, tokenizer, slots=self.slots, numerics=self.numerics), 1)[0].value
-            reference = self._trainer(Trainer, materialise(self.init, ctx)[0], ctx) if self.objective.kl else None
+            engine = ctx.actors(lambda _: LocalEngine(plain(model), tokenizer, slots=self.slots, numerics=self.numerics), 1)[0].value
+            if self.objective.kl is None:
+                reference = None
+            else:
+                frozen = isinstance(trainer, AdapterTrainer)
+                reference = Base(trainer) if frozen else self._trainer(Trainer, materialise(self.init, ctx)[0], ctx)
             grader = self.reward.prepare(ctx)
         climb = Climb(
             trainer,

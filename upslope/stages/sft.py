@@ -50,9 +50,9 @@ class Sft(Training):
             chats = fitting(everything, model.config.context, ctx)
             if not chats:
                 raise UsageError(f"sft: none of the {len(everything)} chats fits into the model's context of {model.config.context} tokens")
+            parameters = sum(p.numel() for p in model.parameters())
             trainer = self.trainer(ctx, model)
             restore(self.init, ctx, trainer)
-        parameters = sum(p.numel() for p in model.parameters())
         tokens = sum(len(c) for c in chats)
         steps = self.steps_of(len(chats), self.chats_per_step, tokens, parameters)
 

@@ -9,17 +9,12 @@ from typing import Any, NamedTuple
 import torch
 import xxhash
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from upslope.machine.events import Events
+from upslope.optim.shards import local
 
 CHUNK = 1 << 24
 _INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor that is cut over ranks; the tensor itself otherwise."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 class Corrupted(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,8 +96,10 @@ class Many:
     def norm(self, grads: Mapping[str, Tensor]) -> float:
         """L2 norm of all gradients, squares added in float64: shards add up, copies count once."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for name, g in grads.items():
-            total += local(g).norm().to(torch.float64).square() / self.layout.holders(name)
+        if grads:
+            norms: list[Any] = list(torch._foreach_norm([local(g) for g in grads.values()]))
+            squares = torch.stack([n.to(torch.float64) for n in norms]).square()
+            total = (squares / torch.tensor([float(self.layout.holders(n)) for n in grads], device=squares.device)).sum()
         return float(summed(total, self.groups["world"]).sqrt())
 
     def pieces(self, state: Mapping[str, Tensor]) -> list[Piece]:
@@ -114,10 +117,16 @@ class Many:
         return found
 
     def read(self, manifest: Path, mine: Mapping[str, Tensor]) -> Saved:
-        """A saved state of any mesh; tensors of this rank's parameters are cut like `mine`, all others are whole."""
+        """A saved state of any mesh; tensors of this rank's parameters are cut like `mine`, all others are whole.
+
+        Few are in memory whole at a time: those that begin in the same file.
+        """
         at_rest(self.model)
-        saved = read(manifest)
-        return saved._replace(tensors=self.cut(saved.tensors, mine))
+        saved, tensors = Saved(0, {}, {}), dict[str, Tensor]()
+        for names in _by_file(manifest):
+            saved = read(manifest, names)
+            tensors |= self.cut(saved.tensors, mine)
+        return saved._replace(tensors=tensors)
 
     def cut(self, whole: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors of a training state, those of parameters cut like `mine`."""
@@ -170,6 +179,16 @@ def shared_out(batch: Batch, ranks: int) -> list[Tensor]:
         shares[at] += unit
         loads[at] += sum(lengths[s] for s in unit)
     return [torch.tensor(sorted(s), dtype=torch.int64, device=batch.ids.device) for s in shares]
+
+
+def _by_file(manifest: Path) -> list[set[str] | None]:
+    """The names of a saved state by the file in which they begin; [None] where the manifest makes no sense, as `read` will say."""
+    try:
+        rows = json.loads(manifest.read_bytes())["tensors"]
+        begins = [(row["file"], row["name"]) for row in rows if row["start"] == 0]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [None]
+    return [{name for at, name in begins if at == file} for file in dict.fromkeys(file for file, _ in begins)] or [None]
 
 
 def _filler(batch: Batch) -> Part:

@@ -20,6 +20,7 @@ from upslope.config import UsageError
 from upslope.model.aux import Aux, Want
 from upslope.model.config import AuxLoss
 from upslope.model.heads import ScalarHead
+from upslope.model.weights import Live
 from upslope.optim.config import AdamW, Muon
 from upslope.parallel.assemble import Assembled
 from upslope.parallel.pipeline import Pipe
@@ -50,6 +51,11 @@ class Stages(Many):
         """Numbers in the whole parameters of these names, of all stages; what two stages hold counts once."""
         mine = super().count({n: p for n, p in named.items() if n not in self.pipe.copies})
         return int(self.pipe.add(torch.tensor(float(mine), dtype=torch.float64, device=self.pipe.device)))
+
+    def parts(self, batch: Batch, micro_tokens: int) -> list[Part]:
+        """This rank's micro-batches, of fewer tokens where there would be fewer than stages: a pipeline would idle."""
+        least = -(-len(batch) // (self.groups["data"].size * self.pipe.pp))
+        return super().parts(batch, min(micro_tokens, least) if micro_tokens > 0 else least)
 
     def last(self, last: bool) -> None:
         """The schedule holds gradients back by itself."""
@@ -105,6 +111,10 @@ class PipedTrainer(Trainer):
         parts = replace(batch, pairs=None).split(self.micro_tokens)
         outs = self.pipe.forward(parts, lambda hidden, i: _given(self._read(hidden, parts[i], wants)))
         return Out(**{name: torch.cat([o[name] for o in outs]) for name in outs[0]})
+
+    def weights(self) -> Live:
+        """UsageError: this rank has some of the layers only."""
+        raise UsageError("an engine reads all weights, and a rank of a pipeline has those of its stages\nway out: pp = 1")
 
     @torch.no_grad()
     def _surveyed(self, parts: list[Part], loss: Loss, side: AuxiliaryStep | None) -> Sums | None:

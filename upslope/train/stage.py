@@ -128,7 +128,7 @@ class Training(Stage):
         from upslope.precision.config import Plain
         from upslope.train.hooks import Clipping, Emulation, MovingAverage
 
-        if adapted(model) is not None and (self.qk_clip is not None or self.precision is not None):
+        if adapted(model) is not None and (self.qk_clip is not None or not isinstance(self.precision, Plain | None)):
             raise UsageError(
                 "adapter: not together with qk_clip or precision, which change or quantise the frozen weights\nway out: leave them out"
             )
@@ -147,13 +147,18 @@ class Training(Stage):
         length: typical tokens a segment, for the count of floating-point operations (forward and backward of the trained
         model). tokens: of the whole fit, where known.
         """
+        from upslope.model.adapters import adapted
         from upslope.train.config import stop_rule
         from upslope.train.fit import fit
+        from upslope.train.rehearsal.local import before
         from upslope.train.reproducible import only_deterministic
 
         trained = trainer.ranks.count(trainer.trained)
         if trainer.ranks.world == 1:
             ctx.events.emit("attention", backends=trainer.model.backends())
+        per_step = tokens // max(1, steps) if tokens else self.micro_tokens or length
+        if said := before(trainer, self.optim, max(per_step, length), length, self.mesh):
+            ctx.events.alarm("memory may not suffice", why=said)
         with only_deterministic(self.deterministic):
             history = fit(
                 trainer,
@@ -173,7 +178,8 @@ class Training(Stage):
         trainer.finish()
         if self.precision is not None:
             ctx.fact(precision=self.precision.kind if self.precision.kind == "plain" else f"{self.precision.kind}, emulated")
-        flops = 3 * trainer.config.flops(length) * history.tokens
+        passes = 3 if adapted(trainer.model) is None else 2  # weights that are frozen get no gradient
+        flops = passes * trainer.config.flops(length) * history.tokens
         ctx.fact(**history.facts(), parameters=trained, flops=flops)
         return history
 

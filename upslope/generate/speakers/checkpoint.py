@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from upslope.chat.model import ChatModel, Speaker
 from upslope.config import Exec, Input, Source, UsageError, Wants
 from upslope.machine.context import Context
+from upslope.precision.config import Numerics
 
 
 class Checkpoint(Speaker):
@@ -26,7 +27,7 @@ class Checkpoint(Speaker):
     temperature: float = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
-    numerics: Literal["fp32", "bf16"] = "fp32"
+    numerics: Numerics = "fp32"
     slots: Annotated[int, Exec(), Field(ge=1)] = 64
 
     def bind(self, ctx: Context) -> Speaker:

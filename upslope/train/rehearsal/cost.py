@@ -104,11 +104,13 @@ class Work(NamedTuple):
 
 
 def work(stage: Stage, micro_steps: int, job: Job, mesh: Mesh, d: int) -> Work:
-    """What a rank of a stage does in a step. Every kept activation is written and read, as is its gradient; a Newton-Schulz step on
-    (m, n), m ≤ n, is 4m²n + 2m³ ≤ 6dmn operations, shared by the ranks that shard the matrices."""
+    """What a rank of a stage does in a step. Every kept activation is written and read, as is its gradient; around FP8 products it is also
+    read for its largest value, read to be cast, and written as one byte. A Newton-Schulz step on (m, n), m ≤ n, is
+    4m²n + 2m³ ≤ 6dmn operations, shared by the ranks that shard the matrices."""
     tokens = micro_steps * job.micro * job.length / (mesh.cp * mesh.tp)
     times = 4.0 if job.recompute == "full" else 3.0
-    moved = sum(n * kept_bytes(e, job, mesh, d, "none") for e, n in stage) * micro_steps * (4 if job.recompute == "none" else 5)
+    kept = sum(n * kept_bytes(e, job, mesh, d, "none") for e, n in stage) * micro_steps
+    moved = kept * (4 if job.recompute == "none" else 5) + (kept / WIDTH["fp8"] * 5 if job.precision == "fp8" else 0.0)
     owned = sum(n * shard(e, mesh) for e, n in stage)
     states = sum(n * state_bytes(e, job, mesh) for e, n in stage)
     optimizer = 2 * states + owned * (2 * WIDTH[job.weights] + WIDTH[job.gradients])
@@ -116,6 +118,7 @@ def work(stage: Stage, micro_steps: int, job: Job, mesh: Mesh, d: int) -> Work:
     if isinstance(job.optim, Muon):
         update = 6.0 * job.optim.ns_steps * d * sum(n * shard(Entry(matrices=e.matrices, experts=e.experts), mesh) for e, n in stage)
     products = sum(n * e.products * (3.0 if e.logits else times) for e, n in stage)  # a head is not recomputed
+    products += sum(n * e.again for e, n in stage) if job.recompute == "alternate" else 0.0
     return Work(tokens * products, times * tokens * sum(n * e.attention for e, n in stage), update, moved, optimizer)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from upslope.config import Config, UsageError
+from upslope.config import Config, UsageError, validated
 
 Compute = Literal["fp32", "bf16", "fp8"]
 Rate = Annotated[float, Field(gt=0)]
@@ -116,27 +118,74 @@ MACHINES: Mapping[str, Machine] = {
 """Machines by name."""
 
 
+UNITS: Mapping[str, str] = {
+    "name": "how it is shown",
+    "bf16": "FLOP/s, dense peak of bf16 matrix products",
+    "fp8": "FLOP/s, dense peak of fp8 matrix products; leave out where there is no such unit",
+    "fp32": "FLOP/s, dense peak of fp32 matrix products",
+    "memory": "bytes of a rank",
+    "bandwidth": "bytes/s of that memory",
+    "node": "ranks that share the fast link",
+    "link": "bytes/s that a rank sends within its node, one direction",
+    "network": "bytes/s that a rank sends beyond its node; leave out where there is one node",
+    "price": "of a rank-hour, in your currency; leave out where it is not known",
+    "kernels": "share of the peak that matrix products reach; measure it",
+    "attention": "share of the peak that softmax attention reaches; measure it",
+    "wires": "share of bandwidth, link and network that transfers reach; measure it",
+    "usable": "share of memory that the driver and fragmentation leave",
+    "source": "where the figures stand",
+}
+"""What each field of `Machine` means, with its unit."""
+
+
+def template(like: Machine = MACHINES["h100"]) -> str:
+    """A machine file with every field, its unit beside it; fields without a value are commented out."""
+    lines = []
+    for name, unit in UNITS.items():
+        value = getattr(like, name)
+        shown = json.dumps(value) if isinstance(value, str) else "..." if value is None else f"{value:g}" if value < 1e6 else f"{value:.5g}"
+        lines.append(f"{'# ' if value is None else ''}{name} = {shown}".ljust(36) + f"  # {unit}")
+    return "\n".join(lines) + "\n"
+
+
 def machine(name: str) -> Machine:
-    """A machine of the table, or of a TOML file where the name ends in .toml. UsageError for any other."""
-    if name.endswith(".toml"):
-        return from_toml(Path(name))
-    if name.lower() not in MACHINES:
-        raise UsageError(f"machine = {name!r}: unknown\nway out: one of {', '.join(MACHINES)}, or a TOML file with the fields of `Machine`")
-    return MACHINES[name.lower()]
+    """A machine of the table ("h100"; "h100x4" = 4 ranks a node), or of a TOML or JSON file by its ending. UsageError for any other."""
+    if Path(name).suffix.lower() in (".toml", ".json"):
+        return from_file(Path(name))
+    key = name.lower()
+    if key in MACHINES:
+        return MACHINES[key]
+    sized = re.fullmatch(r"(.+)x([1-9]\d*)", key)
+    if sized and sized[1] in MACHINES:
+        return MACHINES[sized[1]].replace(node=int(sized[2]))
+    raise UsageError(
+        f"machine = {name!r}: unknown\nway out: one of {', '.join(MACHINES)}, with its ranks a node as in h100x8; or a TOML or JSON file "
+        "(upslope plan --machine-template prints one)"
+    )
 
 
-def from_toml(path: Path | str) -> Machine:
-    """A machine of a TOML file: all fields of `Machine`, or `like = "h100"` and the fields that differ. UsageError names the field."""
+def from_file(path: Path | str) -> Machine:
+    """A machine of a file: all fields of `Machine`, or `like = "h100"` and the fields that differ. UsageError names the field."""
+    path = Path(path)
     try:
-        given = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"machine file {str(path)!r}: {error}\nway out: a TOML file with the fields of `Machine`") from error
-    base = machine(str(given.pop("like"))).model_dump() if "like" in given else {}
-    try:
-        return Machine.model_validate(base | {"source": f"file {Path(path).name}"} | given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        text = path.read_text(encoding="utf-8")
+        given = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
         raise UsageError(
-            f"machine file {str(path)!r}: {where}: {first['msg']}\nway out: fields {', '.join(Machine.model_fields)}"
-        ) from error
+            f"machine file {path.name!r}: there is no such file\n"
+            f"way out: upslope plan --machine-template > {path.with_suffix('.toml').name}"
+        ) from None
+    except (OSError, ValueError) as error:  # both formats' errors are ValueErrors
+        raise UsageError(f"machine file {path.name!r}: {error}\nway out: upslope plan --machine-template shows a whole one") from None
+    if not isinstance(given, dict):
+        raise UsageError(f'machine file {path.name!r}: a {type(given).__name__}, not a table of fields\nway out: {{"like": "h100"}}')
+    like = str(given.pop("like", ""))
+    if Path(like).suffix:
+        raise UsageError(f"machine file {path.name!r}: like = {like!r} is a file\nway out: like = one of {', '.join(MACHINES)}")
+    base = machine(like).model_dump() if like else {}
+    try:
+        return validated(Machine, base | {"source": f"file {path.name}"} | given, f"machine file {path.name!r}")
+    except UsageError as error:
+        raise UsageError(
+            f"{error}\nway out: upslope plan --machine-template shows every field; like = 'h100' fills those left out"
+        ) from None

@@ -57,8 +57,15 @@ def kept_bytes(entry: Entry, job: Job, mesh: Mesh, d: int, policy: str | None = 
     if policy == "full":
         return tokens * d * width / stream_split
     stream, inner = (kept.stream, kept.inner) if policy == "none" else (kept.stream_products, kept.inner_products)
+    inner = kept.inner_second if policy == "alternate" else inner
     scores = 2 * kept.scores * job.length if job.attention == "eager" and policy == "none" else 0.0
     return tokens * width * (stream / stream_split + (inner + scores) / mesh.tp)
+
+
+def logit_bytes(job: Job) -> float:
+    """Of one logit at the peak. In chunks: itself, a float32 log-probability, its gradient. Unfused: three float32 tensors, the saved
+    log-probabilities, their gradient, and that of the float32 logits."""
+    return 12.0 if job.chunk is None else 2 * WIDTH[job.precision] + 4
 
 
 def memory(stage: Stage, flying: float, job: Job, mesh: Mesh, vocab: int, d: int) -> Memory:
@@ -81,7 +88,7 @@ def memory(stage: Stage, flying: float, job: Job, mesh: Mesh, vocab: int, d: int
     if job.recompute != "none":  # one entry at a time is whole again in backward
         activations += max(kept_bytes(e, job, mesh, d, "none") for e, _ in stage)
     tokens, width = job.micro * job.length // mesh.cp, WIDTH[job.precision]
-    logits = min(tokens, job.chunk or tokens) * vocab / mesh.tp * (2 * width + 4) if any(e.logits for e, _ in stage) else 0.0
+    logits = min(tokens, job.chunk or tokens) * vocab / mesh.tp * logit_bytes(job) if any(e.logits for e, _ in stage) else 0.0
     dispatch = 2 * max(e.routed for e, _ in stage) * tokens * width * job.imbalance if mesh.ep > 1 else 0.0
     return Memory(
         parameters * master, gathered, gradients, sum(n * state_bytes(e, job, mesh) for e, n in stage), activations, logits, dispatch

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from upslope.model.config import FFN, MLA, Attention, Compressed, Gated, Layer, Lightning, Mamba2, ModelConfig, MoE, Relu2
 from upslope.parallel.config import Mesh
+from upslope.parallel.stages import boundaries
 from upslope.train.rehearsal.job import Job
 
 TILE = 128
@@ -29,17 +30,6 @@ def _hidden(ffn: FFN) -> list[int]:
     if isinstance(ffn, MoE):
         return [ffn.expert.hidden] + ([ffn.shared.hidden] if ffn.shared else [])
     return [ffn.hidden] if isinstance(ffn, Gated | Relu2) else []
-
-
-def boundaries(model: ModelConfig, stages: int) -> list[int] | None:
-    """Where stages begin in the list embedding, blocks, MTP modules, head; None where `stages` does not divide.
-
-    Either the blocks alone are shared out evenly (embedding joins the first stage, MTP and head the last), or all entries are.
-    """
-    depth, entries = model.depth, model.depth + 2 + (model.mtp.depth if model.mtp else 0)
-    if depth % stages == 0:
-        return [0] + [1 + i * (depth // stages) for i in range(1, stages)]
-    return [i * (entries // stages) for i in range(stages)] if entries % stages == 0 else None
 
 
 def problems(model: ModelConfig, job: Job, ranks: int, mesh: Mesh) -> tuple[str, ...]:

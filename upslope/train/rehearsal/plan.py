@@ -52,22 +52,28 @@ class Rehearsal:
     def render(self) -> str:
         """For the terminal, at most 40 lines."""
         m, t, limit = self.machine, self.time, self.machine.memory * self.machine.usable
+        unit, size_of = ("GB", 1e9) if self.memory.total >= 1e9 else ("MB", 1e6)
+        second, of_step = ("s", 1.0) if t.step >= 0.1 else ("ms", 1e3)
         found = f"   (fastest of {self.tried:,} legal meshes{'' if self.fits else '; none fits: the smallest'})" if self.tried else ""
-        lines = [f"{self.ranks:,} x {m.name}: {self.mesh}{found}", self.batch, "", "memory of the fullest rank, GB"]
-        lines += [f"  {kind:<12} {size / 1e9:10.2f}" for kind, size in self.memory._asdict().items() if size]
-        lines += [f"  {'total':<12} {self.memory.total / 1e9:10.2f}   {'fits' if self.fits else 'DOES NOT FIT'} in {limit / 1e9:.1f}"]
-        lines += ["", f"  {'sent by a rank in a step':<44} {'ranks':>6} {'calls':>8} {'GB':>9} {'s':>8}"]
+        lines = [f"{self.ranks:,} x {m.name}: {self.mesh}{found}", self.batch, "", f"memory of the fullest rank, {unit}"]
+        lines += [f"  {kind:<12} {size / size_of:10.2f}" for kind, size in self.memory._asdict().items() if size]
+        lines += [
+            f"  {'total':<12} {self.memory.total / size_of:10.2f}   {'fits' if self.fits else 'DOES NOT FIT'} in {limit / 1e9:.1f} GB"
+        ]
+        if self.collectives:
+            lines += ["", f"  {'sent by a rank in a step':<44} {'ranks':>6} {'calls':>8} {unit:>9} {second:>8}"]
         for c in self.collectives:
             lines.append(
-                f"  {c.name:<44} {c.size:>6} {c.calls:>8,.0f} {c.sent / 1e9:>9.3f} {c.seconds:>8.3f}  {'node' if c.within else 'network'}"
+                f"  {c.name:<44} {c.size:>6} {c.calls:>8,.0f} {c.sent / size_of:>9.3f} {c.seconds * of_step:>8.3f}"
+                f"  {'node' if c.within else 'network'}"
             )
-        lines += ["", f"step {t.step:.3f} s = compute {t.compute:.3f} + bubble {t.bubble:.3f} + transfers {t.exposed:.3f}"]
-        lines[-1] += f" + optimizer {t.optimizer:.3f}"
+        shares = (("compute", t.compute), ("bubble", t.bubble), ("transfers", t.exposed), ("optimizer", t.optimizer))
+        lines += ["", f"step {t.step * of_step:.3f} {second} = " + " + ".join(f"{n} {x * of_step:.3f}" for n, x in shares)]
         lines.append(f"{self.flops:.3g} FLOPs a step ({self.executed:.3g} with recomputation), MFU {self.mfu:.1%}")
         lines.append(f"{self.tokens_per_second:,.0f} tokens/s, {self.tokens_per_second / self.ranks:,.0f} a rank")
         if self.hours is not None:
             price = "price of a rank-hour not given" if self.price is None else f"{self.price:,.0f} in the machine's currency"
-            lines.append(f"whole run: {self.hours:,.0f} rank-hours, {self.hours / self.ranks / 24:,.1f} days; {price}")
+            lines.append(f"whole run: {_short(self.hours)} rank-hours, {_duration(self.hours / self.ranks)}; {price}")
         lines.append(f"assumed: kernels {m.kernels:.0%}, attention {m.attention:.0%} of peak, wires {m.wires:.0%}")
         lines.append(f"figures: {m.source}")
         return "\n".join(lines)
@@ -85,7 +91,11 @@ def _short(n: float) -> str:
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
         if n >= size:
             return f"{n / size:.1f}{unit}"
-    return f"{n:,.0f}"
+    return f"{n:,.0f}" if n >= 100 else f"{n:.3g}"
+
+
+def _duration(hours: float) -> str:
+    return f"{hours / 24:,.1f} days" if hours >= 48 else f"{hours:.3g} hours" if hours >= 1 else f"{hours * 60:.2g} minutes"
 
 
 def micro_steps(job: Job, mesh: Mesh) -> int:
@@ -93,7 +103,7 @@ def micro_steps(job: Job, mesh: Mesh) -> int:
     return job.batch // (job.length * job.micro * mesh.data)
 
 
-def _stages(parts: list[Entry], model: ModelConfig, mesh: Mesh) -> list[Stage]:
+def cut(parts: list[Entry], model: ModelConfig, mesh: Mesh) -> list[Stage]:
     """Entries of each stage; with `virtual` pieces, stage s has pieces s, s + pp, ..."""
     starts = boundaries(model, mesh.pp * mesh.virtual) or [0]
     pieces = [parts[a:b] for a, b in zip(starts, [*starts[1:], len(parts)])]
@@ -167,13 +177,13 @@ def rehearse(model: ModelConfig, training: Job, ranks: int, mesh: Mesh | None, m
         if wrong := problems(model, training, ranks, mesh):
             more = f"; {len(wrong) - 4} more" if len(wrong) > 4 else ""
             raise UsageError("mesh: illegal\n" + "\n".join(wrong[:4]) + more + "\nway out: leave the mesh out and a legal one is suggested")
-        return _rehearse(parts, _stages(parts, model, mesh), model, training, mesh, machine)
+        return _rehearse(parts, cut(parts, model, mesh), model, training, mesh, machine)
     best: tuple[bool, float, Mesh] | None = None
     tried, room = 0, machine.memory * machine.usable
-    cut: dict[int, list[Stage]] = {}
+    known: dict[int, list[Stage]] = {}
     for option in candidates(model, training, ranks, machine.node):
         tried += 1
-        stages = cut.get(option.pp) or cut.setdefault(option.pp, _stages(parts, model, option))
+        stages = known.get(option.pp) or known.setdefault(option.pp, cut(parts, model, option))
         held = _fullest(stages, model, training, option).total
         if held > room:
             if best is None or (best[0] and held < best[1]):
@@ -185,4 +195,4 @@ def rehearse(model: ModelConfig, training: Job, ranks: int, mesh: Mesh | None, m
     if best is None:
         reasons = problems(model, training, ranks, Mesh(fsdp=ranks))
         raise UsageError("ranks = {}: no legal mesh; plain FSDP: {}\nway out: another batch or ranks".format(ranks, "; ".join(reasons[:3])))
-    return replace(_rehearse(parts, _stages(parts, model, best[2]), model, training, best[2], machine), tried=tried)
+    return replace(_rehearse(parts, cut(parts, model, best[2]), model, training, best[2], machine), tried=tried)

@@ -1,15 +1,11 @@
-"""Hangs are named by who waits for whom; time is accounted by category."""
+"""Hangs are named by who waits for whom."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from upslope.train.goodput import measured
-from upslope.train.guardian import DONE, Beat, Guardian, Hang, Heartbeat, beats, diagnose
+from upslope.machine.guardian import DONE, Beat, Guardian, Hang, Heartbeat, beats, diagnose
 
 
 def test_the_rank_that_others_wait_for_is_named_with_the_collective(tmp_path: Path) -> None:
@@ -29,8 +25,8 @@ def test_the_rank_that_others_wait_for_is_named_with_the_collective(tmp_path: Pa
         assert called.wait(5)
     assert [b.rank for b, _ in told[0].behind] == [2] and [b.rank for b in told[0].waiting] == [0, 1, 3]
     text = str(told[0])
-    assert "rank 2 has not reached 'all_gather weights' of step 7" in text
-    assert "'all_reduce gradients' of step 6" in text and "rank 0, 1, 3 waiting" in text
+    assert "ranks 0, 1, 3 wait in 'all_gather weights' of step 7 for rank 2 since 0 s" in text
+    assert "rank 2: last step forward 0 s ago; it was last seen in 'all_reduce gradients' of step 6" in text
 
 
 def test_ranks_that_go_on_or_are_done_are_no_hang(tmp_path: Path) -> None:
@@ -68,33 +64,39 @@ def test_a_rank_that_never_started_is_named_and_signs_of_another_launch_do_not_c
     signs = beats(tmp_path, 3, "new")
     assert [b is None for b in signs] == [False, True, True]
     assert diagnose(signs, [4.0, 4.0, 4.0], 5.0) is None
-    assert "rank 1, 2 never started; rank 0 waiting" in str(diagnose(signs, [6.0, 6.0, 6.0], 5.0))
+    assert "ranks 1, 2 never started; rank 0 waiting" in str(diagnose(signs, [6.0, 6.0, 6.0], 5.0))
     (tmp_path / "rank-00002.json").write_text("{torn")
     assert beats(tmp_path, 3, "new")[2] is None
 
 
-def row(t: float, kind: str, **fields: Any) -> dict[str, Any]:
-    return {"t": t, "kind": kind, **fields}
+def test_waits_count_from_when_somebody_waits() -> None:
+    at = [Beat(0, 5, 3, "all_reduce"), Beat(1, 4, 2, "work")]
+    assert diagnose(at, [1.0, 99.0], 5.0) is None, "rank 1 is long at it, but nobody has waited for it yet"
+    assert "rank 0 waits in 'all_reduce' of step 3 for rank 1 since 99 s" in str(diagnose(at, [5.0, 99.0], 5.0))
+    busy = [Beat(r, 4, 2, "work", pulse=3) for r in range(2)]
+    assert diagnose(busy, [99.0, 99.0], 5.0, [0.1, 0.1]) is None, "both work, neither waits"
 
 
-def test_time_by_category_with_lost_steps_as_recompute() -> None:
-    rows = [
-        row(0, "start"),
-        row(1, "state", state="load"),
-        row(2, "state", state="compute"),
-        row(6, "progress", done=40),
-        row(6, "state", state="checkpoint"),
-        row(7, "state", state="compute"),
-        row(10, "progress", done=70),
-        row(15, "start"),
-        row(15, "state", state="load"),
-        row(16, "state", state="compute"),
-        row(18, "progress", done=60),
-        row(19, "progress", done=70),
-        row(24, "progress", done=120),
-        row(24, "end"),
-    ]
-    found = measured(rows)
-    assert found.seconds == {"work": 1, "load": 2, "compute": 4 + 3 + 5, "checkpoint": 1, "down": 5, "recompute": 3}
-    assert found.total == 24 and found.goodput == pytest.approx(0.5) and sum(found.shares.values()) == pytest.approx(1)
-    assert measured([]).goodput == 0.0
+def test_a_process_without_a_pulse_is_named_even_where_all_stand_at_one_point() -> None:
+    at = [Beat(r, 5, 3, "all_reduce", pulse=7) for r in range(3)]
+    found = diagnose(at, [60.0, 60.0, 60.0], 600.0, [0.2, 46.0, 0.2])
+    assert found is not None and found.frozen
+    assert str(found) == (
+        "ranks 0, 2 wait in 'all_reduce' of step 3 for rank 1 since 46 s; "
+        "rank 1: its process does nothing since 46 s; it was last seen in 'all_reduce' of step 3"
+    )
+    assert diagnose(at, [60.0] * 3, 600.0, [0.2, 40.0, 0.2]) is None
+
+
+def test_a_heartbeat_with_a_pulse_lives_until_it_stops(tmp_path: Path) -> None:
+    ticks: list[int] = []
+    heart = Heartbeat(tmp_path, 0, every=0.01, tick=lambda: ticks.append(1))
+    heart.beat(3, "step")
+    for _ in range(500):
+        if len(ticks) >= 2:
+            break
+        threading.Event().wait(0.01)
+    heart.stop(DONE)
+    seen = beats(tmp_path, 1)[0]
+    assert seen is not None and (seen.step, seen.at, seen.reached) == (3, DONE, 2)
+    assert len(ticks) >= 2
