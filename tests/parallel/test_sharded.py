@@ -145,7 +145,9 @@ def averaged(dtype: torch.dtype, mesh: Mesh | None) -> Trainer:
     """A trainer that also keeps a moving average."""
     model, optim = model_of("moe").to(dtype), optim_of("heads")
     alone = Trainer(model, optim, clip=0.5, micro_tokens=14, chunk=8) if mesh is None else trainer_on(model, optim, mesh, 14)
-    alone.hooks = (MovingAverage(alone.trained, 0.9),)
+    hook = MovingAverage(0.9)
+    hook.begin(alone)
+    alone.hooks = (hook,)
     return alone
 
 
@@ -324,7 +326,6 @@ def scored(mesh: Mesh | None) -> tuple[list[float], dict[str, Tensor]]:
     else:
         trainer = trainer_on(model, optim_of("adamw"), mesh, 30, scalar=head)
     losses = []
-    trainer.clip = None
     for step in range(3):
         b = replace(batch_of(step, 6), pairs=torch.arange(6).view(-1, 2), imitate=None)
         losses.append(trainer.step(b, BradleyTerry(), 3e-2).loss)

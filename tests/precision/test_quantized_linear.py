@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from upslope.config import UsageError, dump
 from upslope.precision.config import Emulated, Fp8V3, MxFp4, MxFp8, NvFp4, Plain, Precision, Rules
 from upslope.precision.formats import BF16, E2M1, E4M3, E5M2
-from upslope.precision.linear import Draws, EmulatedLinear, Operand, Recipe, at_step, chosen, convert, emulated_linear, recipe_of, revert
+from upslope.precision.linear import QuantizedLinear, at_step, chosen, convert, revert
+from upslope.precision.products import Draws, emulated_linear
 from upslope.precision.quantize import ROW, TENSOR, Spec, hadamard, quantize, signs
+from upslope.precision.recipe import Operand, Recipe, recipe_of
 from upslope.precision.rounding import generator
 
 CONFIGS: dict[str, Emulated] = {
@@ -267,7 +269,7 @@ def test_conversion_keeps_names_and_parameters_and_is_undone() -> None:
     copied = copy.deepcopy(model)
     assert torch.equal(copied(IDS), model(IDS))
     assert revert(model) == names and torch.equal(model(IDS), plain)
-    assert not any(isinstance(m, EmulatedLinear) for m in model.modules())
+    assert not any(isinstance(m, QuantizedLinear) for m in model.modules())
     assert revert(copied) == names and torch.equal(copied(IDS), plain)
 
 

@@ -18,8 +18,9 @@ from upslope.model.moe import Experts
 from upslope.model.router import Routes
 from upslope.model.transformer import Transformer
 from upslope.precision.config import Emulated, Fp8V3, MxFp4, MxFp8, NvFp4, Rules
-from upslope.precision.linear import EmulatedStack, Operand, Recipe, at_step, chosen, convert, recipe_of, revert
+from upslope.precision.linear import QuantizedStack, at_step, chosen, convert, revert
 from upslope.precision.quantize import hadamard, quantize, signs
+from upslope.precision.recipe import Operand, Recipe, recipe_of
 from upslope.precision.rounding import generator
 
 T, E, K, WIDTH, HIDDEN = 23, 4, 2, 20, 36
@@ -100,7 +101,7 @@ def products(x: Tensor, w: Tensor, g: Tensor, r: Recipe) -> tuple[Tensor, Tensor
 def test_every_expert_multiplies_its_own_rows_from_quantised_operands(name: str) -> None:
     stack, recipe = experts(Gated(hidden=HIDDEN)), recipe_of(CONFIGS[name], "ffn.experts.up")
     assert stack.gate is not None
-    stack.product = EmulatedStack(dict.fromkeys(("gate", "up", "down"), recipe), 0, "ffn.experts")
+    stack.product = QuantizedStack(dict.fromkeys(("gate", "up", "down"), recipe), 0, "ffn.experts")
     found = ran(stack, X, AT, GRAD)
     want = {n: torch.zeros_like(t) for n, t in found.items()}
     with torch.no_grad():
@@ -231,8 +232,8 @@ def test_a_recipe_without_quantisation_is_the_plain_stack() -> None:
     stack = experts(Gated(hidden=HIDDEN))
     wanted = ran(stack, X, AT, GRAD)
     for recipes in ({}, {"up": recipe}, dict.fromkeys(("gate", "up", "down"), recipe)):
-        stack.product = EmulatedStack(recipes, 0, "")
+        stack.product = QuantizedStack(recipes, 0, "")
         assert off(ran(stack, X, AT, GRAD), wanted) < 1e-12
     one = replace(recipe, fprop=(Operand(recipe_of(MxFp8()).fprop[0].spec), nothing))
-    stack.product = EmulatedStack({"down": one}, 0, "")
+    stack.product = QuantizedStack({"down": one}, 0, "")
     assert off(ran(stack, X, AT, GRAD), wanted) > 1e-3

@@ -254,7 +254,7 @@ def test_qk_clip_holds_logits_that_would_stay_high(tmp_path: Path) -> None:
 def test_a_moving_average_takes_the_place_of_the_weights_and_survives_a_stop(tmp_path: Path) -> None:
     def trainer() -> Trainer:
         m = model(torch.float32)
-        return Trainer(m, AdamW(lr=2e-3), hooks=[MovingAverage(dict(m.named_parameters()), 0.9)])
+        return Trainer(m, AdamW(lr=2e-3), hooks=[MovingAverage(0.9)])
 
     def crashing(step: int) -> Batch:
         if step == 13:

@@ -38,6 +38,8 @@ def stages() -> dict[str, Training]:
         "continue": pretrain(
             **SHORT | {"optim": Muon(lr=1e-2, ns_dtype="fp32")}, init=Continue(checkpoint=Input(stage="base")), tokenizer=None
         ),
+        "averaged": pretrain(**SHORT, ema=0.8),
+        "narrow": pretrain(**SHORT, precision=Fp8V3(tile=16, numerics="fp32")),
         "recompute": pretrain(**SHORT, recompute=Recompute()),
     }
 
@@ -68,7 +70,8 @@ def test_a_stage_on_a_mesh_gives_the_checkpoint_of_one_process(world: World, tmp
         on_ranks(2, done, tmp_path / "ranks" / str(mesh), str(tmp_path), some, (mesh,), inputs)
         for name in some:
             distance = far(tmp_path / name / str(Mesh()) / "data", tmp_path / name / str(mesh) / "data")
-            assert distance < 2e-3, (name, str(mesh), distance)
+            # tiles over tokens follow the parts, so formats round differently there
+            assert distance < (0.2 if name == "narrow" else 2e-3), (name, str(mesh), distance)
 
 
 def paused(folder: str, at: int, mesh: Mesh, inputs: bytes) -> None:
@@ -103,7 +106,7 @@ def test_stopped_on_one_mesh_and_continued_on_another(world: World, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"ema": 0.9, "mesh": Mesh(fsdp=2)}, "ema: not on the mesh"),
+        ({"ema": 0.9, "mesh": Mesh(pp=2)}, "ema: not on the mesh"),
         ({"precision": Fp8V3(), "mesh": Mesh(tp=2)}, "precision: not on the mesh"),
         ({"mesh": Mesh(fsdp=2)}, "2 ranks, and this is one process of 1"),
     ],

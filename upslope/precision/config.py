@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from upslope.config import Config
+from upslope.config import Config, Exec
 
 Numerics = Literal["fp32", "bf16", "fp16"]
+Kernels = Literal["auto", "emulated", "real"]
 
 
 class Rules(Config):
@@ -33,19 +34,24 @@ class Plain(Config):
     numerics: Numerics = "bf16"
 
 
-class _Emulated(Config):
-    """What emulated formats share. numerics: of everything that is not quantised. rules: what is."""
+class _Quantized(Config):
+    """What quantised formats share. numerics: of everything that is not quantised. rules: what is.
+
+    kernels: "real": the hardware's scaled products, or an error where it has none; "emulated": quantised and dequantised operands,
+    multiplied in float32; "auto": real where `precision.products.supported`, else emulated. The operands are the same to the bit.
+    """
 
     numerics: Numerics = "bf16"
     rules: Rules = Rules()
+    kernels: Annotated[Kernels, Exec()] = "auto"
 
 
-class Fp8V3(_Emulated):
-    """DeepSeek-V3's FP8, emulated: E4M3 throughout, activations and gradients in 1×128 tiles, weights in 128×128 blocks, scale amax / 448.
+class Fp8V3(_Quantized):
+    """DeepSeek-V3's FP8: E4M3 throughout, activations and gradients in 1×128 tiles, weights in 128×128 blocks, scale amax / 448.
 
     power_of_two: patterns of the maps whose activations have scales that are powers of two (V3: inputs after attention; ("*",): all).
     retile: what the weight gradient re-tiles over tokens, 128×1: the "quantized" activations that V3 keeps, or the "original" ones.
-    tile: elements per tile, and per side of a block. Partial sums are float32 throughout, which V3 has from every 128 products on.
+    tile: elements per tile, and per side of a block. Emulated partial sums are float32 throughout, V3's from every 128 products on.
     Source: arXiv 2412.19437 §3.3.
     """
 
@@ -55,8 +61,8 @@ class Fp8V3(_Emulated):
     tile: int = Field(default=128, ge=1)
 
 
-class MxFp8(_Emulated):
-    """MXFP8, emulated: tiles of 32 along the summed axis, power-of-two scales.
+class MxFp8(_Quantized):
+    """MXFP8: tiles of 32 along the summed axis, power-of-two scales.
 
     gradients: format of the gradients that arrive; the rest is E4M3. round_up: scales 2^ceil(log2(amax / max)), which never saturate, in
     place of the specification's 2^(floor(log2 amax) - emax). Source: OCP Microscaling Formats v1.0; round_up: arXiv 2506.08027.
@@ -67,8 +73,8 @@ class MxFp8(_Emulated):
     round_up: bool = False
 
 
-class MxFp4(_Emulated):
-    """MXFP4, emulated: E2M1 in tiles of 32 along the summed axis, power-of-two scales.
+class MxFp4(_Quantized):
+    """MXFP4: E2M1 in tiles of 32 along the summed axis, power-of-two scales.
 
     stochastic: gradients are rounded stochastically. hadamard: both operands of the weight gradient are transformed over tokens.
     round_up: as in MxFp8. seed: of the random bits and signs. Source: OCP Microscaling Formats v1.0; arXiv 2502.20586 (both
@@ -82,8 +88,8 @@ class MxFp4(_Emulated):
     seed: int = 0
 
 
-class NvFp4(_Emulated):
-    """NVFP4, emulated: E2M1 in tiles of 16, E4M3 scales under one float32 scale per tensor.
+class NvFp4(_Quantized):
+    """NVFP4: E2M1 in tiles of 16, E4M3 scales under one float32 scale per tensor.
 
     blocks: weights in 16×16 blocks, so that forward and backward see the same weight; else 1×16 along the summed axis.
     stochastic: gradients are rounded stochastically. hadamard: both operands of the weight gradient are transformed over tokens.
@@ -99,4 +105,5 @@ class NvFp4(_Emulated):
 
 
 Emulated = Fp8V3 | MxFp8 | MxFp4 | NvFp4
+"""Formats that are emulated where the hardware has no kernels for them."""
 Precision = Annotated[Plain | Fp8V3 | MxFp8 | MxFp4 | NvFp4, Field(discriminator="kind")]

@@ -72,7 +72,7 @@ Multiply = Callable[[Scaled, Scaled], Tensor]
 def multiply(a: Scaled, b: Scaled) -> Tensor:
     """a (M, K), b (N, K) → a bᵀ (M, N) by the scaled kernel; float32, MXFP4 bf16."""
     swizzled = [SwizzleType.SWIZZLE_32_4_4] if a.tiling in ("1x32", "1x16") else [SwizzleType.NO_SWIZZLE]
-    swizzle = swizzled + [SwizzleType.NO_SWIZZLE] * (len(a.scales) - 1)
+    order = swizzled + [SwizzleType.NO_SWIZZLE] * (len(a.scales) - 1)
     out = scaled_mm(
         a.codes,
         b.codes.t(),
@@ -80,8 +80,8 @@ def multiply(a: Scaled, b: Scaled) -> Tensor:
         list(SCALING[a.tiling]),
         [s.t() for s in b.scales] if b.tiling == "row" else list(b.scales),
         list(SCALING[b.tiling]),
-        swizzle,
-        swizzle,
+        order,
+        order,
         output_dtype=torch.bfloat16 if a.tiling == "1x32" and a.codes.dtype == torch.float4_e2m1fn_x2 else torch.float32,
     )
     return out[: a.rows, : b.rows]
@@ -160,13 +160,13 @@ def trial(a: Spec, b: Spec, device: torch.device, by: Multiply = multiply) -> st
 def encode(q: Quantized, spec: Spec) -> Scaled:
     """A quantised matrix (R, K) in the layout of its kernel: the same codes and scales. ValueError: no kernel reads it.
 
-    R' and K' are R and K rounded up to 16s and 128s. A tile's scale that is NaN stays so, and so makes its products NaN.
+    R' and K' are R and K rounded up to 16s (128s where blocks are) and 128s. A tile's scale that is NaN stays so, and so makes its products NaN.
     """
     tiling = tiling_of(spec)
     if tiling is None:
         raise ValueError(f"no kernel reads {_said(spec)}")
     rows, width = q.values.shape
-    values = F.pad(q.values, (0, -width % 128, 0, -rows % 16))
+    values = F.pad(q.values, (0, -width % 128, 0, -rows % (128 if tiling == "128x128" else 16)))
     packed = _pairs(values) if spec.format == E2M1 else values.to(torch.float8_e4m3fn if spec.format == E4M3 else torch.float8_e5m2)
     return Scaled(packed, _scales(q, tiling, len(values)), tiling, rows)
 

@@ -12,6 +12,7 @@ from upslope.model.aux import Aux, Want
 from upslope.optim.averaging import EMA
 from upslope.optim.config import QKClip
 from upslope.optim.qk_clip import clippable, qk_clip
+from upslope.optim.shards import local
 from upslope.precision.config import Emulated
 from upslope.precision.linear import at_step, convert, revert
 
@@ -26,6 +27,10 @@ class Hook(Protocol):
     """
 
     wants: frozenset[Want]
+
+    def begin(self, trainer: Trainer) -> None:
+        """When the trainer is made: its parameters are there, cut over ranks where there are several."""
+        ...
 
     def before(self, model: nn.Module, step: int) -> None:
         """Before the first pass of step `step` (0, 1, …)."""
@@ -52,6 +57,9 @@ class _Plain:
     """A hook that does nothing and remembers nothing."""
 
     wants: frozenset[Want] = frozenset()
+
+    def begin(self, trainer: Trainer) -> None:
+        pass
 
     def before(self, model: nn.Module, step: int) -> None:
         pass
@@ -110,20 +118,24 @@ class Clipping(_Plain):
 class MovingAverage(_Plain):
     """An exponential moving average of the trained parameters, which takes their place at the end."""
 
-    def __init__(self, named: Mapping[str, Tensor], decay: float) -> None:
-        self.named = {n: p for n, p in named.items() if p.requires_grad}
-        self.ema = EMA(self.named, decay)
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def begin(self, trainer: Trainer) -> None:
+        """The average starts at the weights of now."""
+        self.held = {n: local(p) for n, p in trainer.trained.items()}
+        self.ema = EMA(self.held, self.decay)
 
     def after(self, trainer: Trainer, seen: Aux, applied: bool) -> Mapping[str, float]:
         """Takes in the weights of an accepted step."""
         if applied:
-            self.ema.update(self.named)
+            self.ema.update(self.held)
         return {}
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
         """Puts the averages in place."""
-        for name, p in self.named.items():
+        for name, p in self.held.items():
             p.copy_(self.ema.averages[name])
 
     def state(self) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class Sums(dict[str, Tensor]):
     @classmethod
     def of(cls, **values: Tensor | float) -> Sums:
         """Detached float64 sums."""
-        return cls({k: torch.as_tensor(v).detach().to(torch.float64) for k, v in values.items()})
+        return cls({k: torch.as_tensor(v, dtype=torch.float64).detach() for k, v in values.items()})
 
 
 class Loss(Protocol):

@@ -112,11 +112,11 @@ class Training(Stage):
         from upslope.precision.config import Plain
         from upslope.train.spread import spread
 
-        alone: dict[str, Any] = {"adapter": self.adapter, "ema": self.ema}
+        alone: dict[str, Any] = {"adapter": self.adapter}
         if self.mesh.tp > 1 and not isinstance(self.precision, Plain | None):
             alone["precision"] = self.precision  # scales of blocks that are cut would be others
         if self.mesh.pp > 1:
-            alone |= {"qk_clip": self.qk_clip, "precision": self.precision}
+            alone |= {"qk_clip": self.qk_clip, "precision": self.precision, "ema": self.ema}
         if asked := [name for name, value in alone.items() if value is not None]:
             raise UsageError(f"{', '.join(asked)}: not on the mesh {self.mesh}\nway out: leave it out, or another mesh")
         hooks = self._hooks(model)
@@ -137,7 +137,7 @@ class Training(Stage):
             hooks.append(Emulation(model, self.precision))
         if self.qk_clip is not None:
             hooks.append(Clipping(model, self.qk_clip))
-        return [*hooks, MovingAverage(dict(model.named_parameters()), self.ema)] if self.ema is not None else hooks
+        return [*hooks, MovingAverage(self.ema)] if self.ema is not None else hooks
 
     def fitted(
         self, ctx: Context, trainer: Trainer, batches: Callable[[int], Batch], loss: Loss, steps: int, length: int, tokens: int = 0

@@ -18,6 +18,7 @@ from upslope.model.weights import Live, live
 from upslope.optim.build import build
 from upslope.optim.config import AdamW, Muon
 from upslope.optim.heads import heads_of
+from upslope.optim.shards import local
 from upslope.precision.autocast import autocast
 from upslope.precision.config import Numerics
 from upslope.precision.scaling import LossScale
@@ -79,6 +80,8 @@ class Trainer:
         self.steps = 0
         self.refused = 0
         self.in_a_row = 0
+        for hook in self.hooks:
+            hook.begin(self)
 
     def named_parameters(self) -> dict[str, Tensor]:
         """Trained and untrained parameters by name; those of the scalar head start with `scalar_head.`."""
@@ -217,13 +220,13 @@ class Trainer:
         if not grads:
             raise UsageError("the loss reached no parameter: nothing to train")
         if self.scale is not None:
-            self.scale.unscale(list(grads.values()))
+            self.scale.unscale([local(g) for g in grads.values()])
         return self.ranks.norm(grads)
 
     def _clip(self, norm: float) -> None:
         """Scales the gradients where their norm is above `clip`."""
         if self.clip is not None and norm > self.clip:
-            torch._foreach_mul_([p.grad for p in self.trained.values() if p.grad is not None], self.clip / norm)
+            torch._foreach_mul_([local(p.grad) for p in self.trained.values() if p.grad is not None], self.clip / norm)
 
     def _turned_down(self, value: float, norm: float, judge: Judge | None) -> str:
         """Why the step is not made, or ""; counts refusals and raises the alarm."""
