@@ -149,6 +149,9 @@ def measure(case: Case, half: bool, repeats: int, length: float, least: int) -> 
     losses = {name: sum(v) / len(v) for name, (_, v) in firsts.items()}
     off = max(abs(v - losses["plain loop"]) for v in losses.values())
     assert off < 0.02, f"contenders do not learn alike: {losses}"
+    for c in given.values():
+        if isinstance(c, Plain):
+            c.tune()
     steps = max(least, math.ceil(length / (given["plain loop"].run(4)[0] / 4)))
     ours = given["ours"]
     assert isinstance(ours, Ours)
@@ -167,6 +170,7 @@ def measure(case: Case, half: bool, repeats: int, length: float, least: int) -> 
         "parameters": case.config.params(),
         "shape": [case.rows, case.length],
         "steps_a_round": steps,
+        "passes_a_step": {name: c.parts for name, c in given.items() if isinstance(c, Plain)},
         "tokens_per_s": {name: spread([tokens / t for t in v]) for name, v in took.items()},
         "ours_over": {name: spread([b / a for a, b in zip(took["ours"], v)]) for name, v in took.items() if name != "ours"},
         "ours_over_in_cpu_time": {name: spread([b / a for a, b in zip(cpu["ours"], v)]) for name, v in cpu.items() if name != "ours"},

@@ -140,8 +140,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     with pytest.MonkeyPatch.context() as patch:
         real = build.of_stream
 
-        def watched(stream: Any, step: int, rows: int) -> Batch:
-            seen["packed" if stream.sources[0].plan else "pretrain", step] = found = real(stream, step, rows)
+        def watched(stream: Any, first: int, rows: int) -> Batch:
+            seen["packed" if stream.sources[0].plan else "pretrain", first // rows] = found = real(stream, first, rows)
             return found
 
         patch.setattr(build, "of_stream", watched)

@@ -135,3 +135,15 @@ def test_lost_updates_nearest_stalls_and_stochastic_follows() -> None:
         stochastic = round_to(stochastic + 1e-3, BF16, "stochastic", g)
     assert nearest.unique().tolist() == [1.0]
     assert abs(stochastic.mean().item() - 2) < 0.02
+
+
+@pytest.mark.parametrize("format", [f for f in (E2M1, E4M3, E5M2, E5M6, FP16, BF16) if f.signed and f.saturating], ids=lambda f: f.name)
+def test_float32_takes_a_short_way_to_the_same_bits(format: Format) -> None:
+    g = torch.Generator().manual_seed(0)
+    anything = torch.randint(-(2**31), 2**31, (200_000,), generator=g).to(torch.int32).view(torch.float32)
+    values = codes(format).float()
+    middle = (values[1:] + values[:-1]) / 2
+    edges = [values, middle, *(torch.nextafter(middle, torch.tensor(to)) for to in (-1e9, 1e9)), torch.tensor([0.0, 1e-45, 1e30, 3e38])]
+    x = torch.cat([anything[anything.isfinite()], *edges, *(-e for e in edges)])
+    long = round_to(x.double(), format).float()
+    assert torch.equal(round_to(x, format).view(torch.int32), long.view(torch.int32))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from upslope.cli.tables import size, table
-from upslope.config import UsageError
+from upslope.config import Duration, UsageError, validated
 from upslope.machine.record import RunRecord, StageRecord
 from upslope.machine.store import Store
 
@@ -148,9 +148,10 @@ def lineage(run: str | None, place: str, store: Store) -> Answer:
         raise UsageError(
             f"lineage {place!r}: wanted STAGE:STEP or STAGE:STEP:ROW of a pretrain stage; {seen.name} has: {', '.join(trained)}"
         )
-    stream, shards, rows = _stream(seen, stage)
-    if int(step) * rows >= stream.total:
-        raise UsageError(f"lineage {place!r}: {seen.name}/{name} has {stream.total // rows} steps, numbered from 0")
+    stream, shards, plan = _stream(seen, stage)
+    if int(step) >= len(plan):
+        raise UsageError(f"lineage {place!r}: {seen.name}/{name} has {len(plan)} steps, numbered from 0")
+    first, rows = plan[int(step)]
     wanted = [int(row)] if row else list(range(rows))
     homes: dict[tuple[int, str], tuple[str, Corpus]] = {}
     for number, holder in enumerate(shards):
@@ -163,7 +164,7 @@ def lineage(run: str | None, place: str, store: Store) -> Answer:
     for r in wanted:
         if r >= rows:
             raise UsageError(f"lineage {place!r}: a step has {rows} rows, numbered from 0")
-        sample = stream.sample(int(step) * rows + r)
+        sample = stream.sample(first + r)
         lines.append(f"{seen.name}/{name} step {step} row {r}: {len(sample.ids)} tokens from {len(sample.pieces)} documents")
         for piece in sample.pieces:
             corpus_name, corpus = homes[piece.shard, piece.source]
@@ -176,9 +177,10 @@ def lineage(run: str | None, place: str, store: Store) -> Answer:
     return "\n".join(lines), found
 
 
-def _stream(seen: RunRecord, stage: StageRecord) -> tuple[Any, list[StageRecord], int]:
-    """(the stream that a stage of a run read, the stages of its token shards, rows a step)."""
+def _stream(seen: RunRecord, stage: StageRecord) -> tuple[Any, list[StageRecord], list[tuple[int, int]]]:
+    """(the stream that a stage of a run read, the stages of its token shards, first row and rows of each step)."""
     from upslope.machine.rng import seed_of
+    from upslope.stages.pretrain import Pretrain
     from upslope.tokens.mixture import Mixture
     from upslope.tokens.shards import TokenShards
     from upslope.tokens.stream import Stream
@@ -189,17 +191,21 @@ def _stream(seen: RunRecord, stage: StageRecord) -> tuple[Any, list[StageRecord]
     shards = [s for n in config["shards"] if (s := seen.stage(n)) is not None]
     mix = seen.stage(config["mixture"])
     assert mix is not None
-    steps = int(manifest["facts"]["steps"])
-    seed = seed_of(int(manifest["seed"]), "stream")
+    if manifest["facts"].get("rewinds"):
+        raise UsageError(f"{seen.name}/{stage.name} went back behind spikes and passed over batches; which, is not on record")
+    read = validated(Pretrain, {k: v for k, v in config.items() if k != "kind"})
+    assert isinstance(read, Pretrain)
+    plan = read.replace(length=Duration(amount=float(manifest["facts"]["steps"]), unit="st")).batches(0, 0)
+    seed = read.stream_seed(lambda *index: seed_of(int(manifest["seed"]), *index))
     stream = Stream(
         [TokenShards.load(s.data) for s in shards],
         Mixture.load(mix.data),
         config["row_length"],
         seed,
-        total=steps * config["rows"],
+        total=sum(rows for _, rows in plan),
         packing=config.get("packing", "concat"),
     )
-    return stream, shards, int(config["rows"])
+    return stream, shards, plan
 
 
 def contamination(what: str | None, store: Store, threshold: float) -> Answer:

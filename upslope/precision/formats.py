@@ -79,6 +79,14 @@ def exponent_of(x: Tensor) -> Tensor:
     return ((x.view(torch.int64) >> 52) & 0x7FF) - 1023
 
 
+def _nearest(x: Tensor, format: Format) -> Tensor:
+    """`round_to` of finite float32 values, in float32: adding 2^23 units of the last place and taking them away rounds to a whole one."""
+    size = x.abs().clamp_(max=format.max)
+    exponent = (size.view(torch.int32) & 0x7F800000).clamp_(min=(127 + format.low) << 23)
+    shift = (exponent + ((23 - format.mantissa) << 23)).view(torch.float32)
+    return size.add_(shift).sub_(shift).copysign_(x)
+
+
 def round_to(x: Tensor, format: Format, mode: Rounding = "nearest-even", generator: torch.Generator | None = None) -> Tensor:
     """x rounded to values of `format`, emulated.
 
@@ -88,6 +96,8 @@ def round_to(x: Tensor, format: Format, mode: Rounding = "nearest-even", generat
     Returns float64 for float64 and float32 for all else. ValueError: stochastic without a generator.
     Source: Gupta et al. 2015 (stochastic); OCP FP8 v1.0 (saturation).
     """
+    if mode == "nearest-even" and x.dtype == torch.float32 and format.signed and format.saturating and bool(x.isfinite().all()):
+        return _nearest(x, format)
     wide = x.double()
     size = wide.abs()
     exponent = exponent_of(size).clamp(format.low, 1023)

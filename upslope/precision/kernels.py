@@ -2,18 +2,19 @@
 
 Operands are the codes and scales of `precision.quantize`, laid out as `torch.nn.functional.scaled_mm` reads them. It has kernels for
 
-    a scale per row (RowWise; TensorWise is the case of equal ones)    FP8     CUDA capability 8.9 or above; a CPU
-    tiles of 1×128 against 1×128 or blocks of 128×128 (BlockWise1x128, BlockWise128x128)    FP8     9.0 alone (10.0 has none in torch 2.13)
-    tiles of 1×32 with E8M0 scales (BlockWise1x32)    MXFP8     10.0 or above
-                                                      MXFP4     10.x, where torch is built with MSLK; results in bf16
-    tiles of 1×16 with E4M3 scales and one per tensor (BlockWise1x16, TensorWise)    NVFP4     10.0 or above
+    FP8, a scale per row (RowWise; TensorWise is the case of equal ones): CUDA capability 8.9 or above, and a CPU
+    FP8, tiles of 1×128 by such tiles or by blocks of 128×128 (BlockWise1x128, BlockWise128x128): 9.0 alone
+    MXFP8, tiles of 1×32 with E8M0 scales (BlockWise1x32): 10.0 or above
+    MXFP4, the same: 10.x, where torch is built with MSLK; results are bf16
+    NVFP4, tiles of 1×16 with E4M3 scales and one of the tensor (BlockWise1x16, TensorWise): 10.0 or above
 
-all with the summed axis last in both operands, so that the three products of a linear map are all reached. Partial sums are the
-hardware's: FP8 of 9.0 adds in less than float32 within 128 products (arXiv 2412.19437 §3.3.2). Not used: ROCm, E5M2 times E5M2.
-Before a layout is used on a device, a small product is compared with the emulated one: a kernel that fails it is not used.
-Not run on a CUDA device so far; the row layout has been run on a CPU.
+all with the summed axis last in both operands, as `precision.recipe` has them, so that each format reaches all three products of a linear
+map, the weight gradient in tiles of 128×1 included. Partial sums are the hardware's: FP8 of 9.0 adds in less than float32 within 128
+products (arXiv 2412.19437 §3.3.2). Not used: ROCm, E5M2 by E5M2. Before a layout is used on a device, a small product is compared with the
+emulated one; a kernel that fails is not used. Not run on a CUDA device so far; rows have been run on a CPU.
 
-Sources: torch 2.13, aten/native/cuda/ScaledBlas.cpp and `torch._meta_registrations`; cuBLAS manual, "1D block scaling factors layout".
+Sources: `torch._meta_registrations` of torch 2.13 and aten/native/cuda/ScaledBlas.cpp of about that time; cuBLAS manual, layouts of 1D
+block scaling factors.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def trial(a: Spec, b: Spec, device: torch.device, by: Multiply = multiply) -> st
 def encode(q: Quantized, spec: Spec) -> Scaled:
     """A quantised matrix (R, K) in the layout of its kernel: the same codes and scales. ValueError: no kernel reads it.
 
-    R' and K' are R and K rounded up to 16s (128s where blocks are) and 128s. A tile's scale that is NaN stays so, and so makes its products NaN.
+    R' is R rounded up to 16s, of blocks to 128s; K' is K rounded up to 128s. A scale that is NaN stays so, as do its products.
     """
     tiling = tiling_of(spec)
     if tiling is None:

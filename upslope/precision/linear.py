@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from upslope.config import UsageError
 from upslope.precision.config import Emulated, Kernels, Rules
-from upslope.precision.products import Draws, dequantized, insist, quantized_linear
+from upslope.precision.products import Draws, dequantized, insist, kernels_of, quantized_linear
 from upslope.precision.recipe import Operand, Recipe, matches, recipe_of
 
 
@@ -29,15 +29,20 @@ class QuantizedLinear(nn.Linear):
         self.weight, self.bias = original.weight, original.bias
         self.recipe, self.seed, self.name, self.step, self.calls = recipe, seed, name, 0, 0
         self.kernels = kernels
+        self.settle(self.weight.device)
         self.original = (original,)  # in a tuple: no submodule, so that state_dict names stay
         self.train(original.training)
+
+    def settle(self, device: torch.device) -> None:
+        """Looks up the kernels of a device, outside of passes, which may be compiled."""
+        self.by = kernels_of(self.kernels, self.recipe, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) → (..., out)."""
         draws = Draws(self.seed, self.step, self.name, self.calls)
         if torch.is_grad_enabled():
             self.calls += 1
-        y = quantized_linear(x, self.weight, self.recipe, draws, self.kernels)
+        y = quantized_linear(x, self.weight, self.recipe, draws, self.kernels, self.by)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def rounded(self, x: Tensor) -> Tensor:
@@ -55,10 +60,17 @@ class QuantizedStack:
     Set as the module's `product`. recipes: by stack; a stack that has none is multiplied plainly. Experts are numbered within the stack.
     """
 
-    def __init__(self, recipes: Mapping[str, Recipe], seed: int, name: str, kernels: Kernels = "auto") -> None:
+    def __init__(
+        self, recipes: Mapping[str, Recipe], seed: int, name: str, kernels: Kernels = "auto", device: torch.device | str = "cpu"
+    ) -> None:
         self.recipes, self.seed, self.name, self.step = dict(recipes), seed, name, 0
         self.kernels = kernels
         self.calls: Counter[str] = Counter()
+        self.settle(torch.device(device))
+
+    def settle(self, device: torch.device) -> None:
+        """Looks up the kernels of a device, outside of passes, which may be compiled."""
+        self.by = {leaf: kernels_of(self.kernels, recipe, device) for leaf, recipe in self.recipes.items()}
 
     def __call__(self, rows: Tensor, matrix: Tensor, leaf: str, expert: int) -> Tensor:
         """rows (n, in), matrix (out, in) → (n, out)."""
@@ -68,7 +80,7 @@ class QuantizedStack:
         draws = Draws(self.seed, self.step, name, self.calls[name])
         if torch.is_grad_enabled():
             self.calls[name] += 1
-        return quantized_linear(rows, matrix, self.recipes[leaf], draws, self.kernels)
+        return quantized_linear(rows, matrix, self.recipes[leaf], draws, self.kernels, self.by[leaf])
 
 
 def convert(model: nn.Module, config: Emulated) -> list[str]:
@@ -89,7 +101,7 @@ def convert(model: nn.Module, config: Emulated) -> list[str]:
     modules = dict(model.named_modules())
     for path, module in modules.items():
         if recipes := {leaf: recipe_of(config, f"{path}.{leaf}") for leaf in _stacks(module) if f"{path}.{leaf}" in names}:
-            module.product = QuantizedStack(recipes, seed, path, config.kernels)  # type: ignore[assignment]
+            module.product = QuantizedStack(recipes, seed, path, config.kernels, next(module.parameters()).device)  # type: ignore[assignment]
     for name in names:
         if isinstance(original := modules.get(name), nn.Linear):
             model.set_submodule(name, QuantizedLinear(original, recipe_of(config, name), seed, name, config.kernels))
@@ -112,12 +124,14 @@ def revert(model: nn.Module) -> list[str]:
 
 
 def at_step(model: nn.Module, step: int) -> None:
-    """Says which step follows, so that random bits are those of (seed, step, name, pass) also after a resume."""
+    """Says which step follows, so that random bits are those of (seed, step, name, pass) also after a resume, on the device of now."""
     for _, module in _swapped(model):
         if isinstance(module, QuantizedLinear):
             module.step, module.calls = step, 0
+            module.settle(module.weight.device)
         elif isinstance(module.product, QuantizedStack):
             module.product.step, module.product.calls = step, Counter()
+            module.product.settle(next(module.parameters()).device)
 
 
 def chosen(model: nn.Module, rules: Rules) -> list[str]:

@@ -85,7 +85,7 @@ def real_linear(x: Tensor, w: Tensor, recipe: Recipe, draws: Draws | None = None
 
     multiply: in place of the kernels, for all products that have a layout. A product without one is emulated.
     """
-    by = _kernels(recipe, x.device) if multiply is None else {n: multiply for n, p in recipe.products().items() if _layout(p)}
+    by = {n: multiply for n, p in recipe.products().items() if _layout(p)} if multiply else kernels_of("auto", recipe, x.device)
     return _linear(x, w, recipe, draws, by)
 
 
@@ -103,15 +103,23 @@ def described(config: Emulated, device: torch.device | str) -> str:
     return f"{config.kind}, real kernels" + (f" but for {' and '.join(emulated)}, emulated" if emulated else "")
 
 
-def quantized_linear(x: Tensor, w: Tensor, recipe: Recipe, draws: Draws | None = None, kernels: Kernels = "auto") -> Tensor:
+def quantized_linear(
+    x: Tensor, w: Tensor, recipe: Recipe, draws: Draws | None = None, kernels: Kernels = "auto", by: Mapping[str, Multiply] | None = None
+) -> Tensor:
     """`real_linear` or `emulated_linear`, as the config says. UsageError: "real", where a product has no kernel.
 
-    float64 is emulated under "auto": kernels add in float32 at most.
+    by: `kernels_of` x's device, looked up beforehand. float64 is emulated under "auto": kernels add in float32 at most.
     """
+    if by is None:
+        by = kernels_of(kernels, recipe, x.device)
+    return _linear(x, w, recipe, draws, {} if kernels == "auto" and torch.float64 in (x.dtype, w.dtype) else by)
+
+
+def kernels_of(kernels: Kernels, recipe: Recipe, device: torch.device) -> Mapping[str, Multiply]:
+    """The kernels of the products that are not to be emulated, by product. UsageError: "real", where a product has none."""
     if kernels == "real":
-        insist(recipe, x.device)
-    real = kernels == "real" or (kernels == "auto" and torch.float64 not in (x.dtype, w.dtype))
-    return _linear(x, w, recipe, draws, _kernels(recipe, x.device) if real else {})
+        insist(recipe, device)
+    return {} if kernels == "emulated" else {name: multiply for name in recipe.products() if name not in _lacking(recipe, device)}
 
 
 def insist(recipe: Recipe, device: torch.device) -> None:
@@ -138,10 +146,6 @@ def _lacking(recipe: Recipe, device: torch.device) -> dict[str, str]:
     """Why, by product, of those that have no kernel."""
     found = {name: lacking(a.spec, b.spec, device) for name, (a, b) in recipe.products().items()}
     return {name: why for name, why in found.items() if why}
-
-
-def _kernels(recipe: Recipe, device: torch.device) -> Mapping[str, Multiply]:
-    return {name: multiply for name in recipe.products() if name not in _lacking(recipe, device)}
 
 
 def _layout(product: tuple[Operand, Operand]) -> bool:

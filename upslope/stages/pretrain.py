@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -71,6 +71,10 @@ class Pretrain(Training):
         grown = islice(ramp_steps(self.ramp, tokens), int(self.length.amount) if counted else None)
         return [(seen // self.row_length, size // self.row_length) for seen, size in grown]
 
+    def stream_seed(self, seed_of: Callable[..., int]) -> int:
+        """The seed of the order of rows. seed_of: of the stage's seed, as `Context.seed_of`."""
+        return seed_of("stream", *([self.order] if self.order else []))
+
     def _fits(self, vocab: int) -> None:
         """UsageError where the weights, gradients and optimizer states of a new model cannot fit, before any is made."""
         from upslope.train.rehearsal.local import Settings, available, too_little_memory
@@ -113,8 +117,7 @@ class Pretrain(Training):
             held = sum(len(s.tokens(name)) for s in shards for name in s.sources() if name in mixture.sources)
             plan = self.batches(held, parameters)
             total = sum(rows for _, rows in plan)
-            seed = ctx.seed_of("stream", *([self.order] if self.order else []))
-            stream = Stream(shards, mixture, self.row_length, seed, total=max(total, 1), packing=self.packing)
+            stream = Stream(shards, mixture, self.row_length, self.stream_seed(ctx.seed_of), total=max(total, 1), packing=self.packing)
 
         def batch(step: int) -> Batch:
             first, rows = plan[min(step, len(plan) - 1)]

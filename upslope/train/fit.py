@@ -99,14 +99,15 @@ def fit(
             while run.done < steps:
                 stopping, due = run.agreed(ctx.stop_now(), time.monotonic() - saved >= save_seconds)
                 try:
-                    run.verify()
+                    if not stopping:
+                        with run.timed("data"):
+                            batch = batches(run.done + run.watch.shift)
+                    run.verify()  # after the batch, which may have taken a rollout's time
                     if stopping or due or run.anchored():
                         run.save(wait=stopping)
                         saved = time.monotonic()
                     if stopping:
                         raise Paused
-                    with run.timed("data"):
-                        batch = batches(run.done + run.watch.shift)
                     with ctx.waiting("step"):
                         report = run.step(batch, loss, peak * schedule.at(run.done, steps))
                 except (Corrupted, HalfDone) as error:

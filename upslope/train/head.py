@@ -30,11 +30,11 @@ class TokenStats(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-        wide = _wide(logits)
-        lse = torch.logsumexp(wide, -1)
-        logprob = wide.gather(-1, target[:, None])[:, 0] - lse
+        logp = torch.log_softmax(logits, -1, dtype=_wide_dtype(logits))
+        logprob = logp.gather(-1, target[:, None])[:, 0]
+        lse = logits.gather(-1, target[:, None])[:, 0].to(logp.dtype) - logprob
         if entropy:
-            h = lse - (torch.exp(wide - lse[:, None]) * wide).sum(-1)
+            h = -(logp.exp() * logp).sum(-1)
         else:
             h = torch.zeros_like(lse)
         ctx.save_for_backward(logits, target, lse, h)
@@ -45,13 +45,12 @@ class TokenStats(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         logits, target, lse, h = ctx.saved_tensors
         g_logprob, g_entropy, g_lse = grads
-        logp = _wide(logits)
-        logp = logp - lse[:, None] if logp is logits else logp.sub_(lse[:, None])
         if ctx.entropy:
+            logp = torch.log_softmax(logits, -1, dtype=lse.dtype)
             factor = (g_lse - g_logprob - g_entropy * h)[:, None] - g_entropy[:, None] * logp
             dz = logp.exp_().mul_(factor)
         else:
-            dz = logp.exp_().mul_((g_lse - g_logprob)[:, None])
+            dz = torch.softmax(logits, -1, dtype=lse.dtype).mul_((g_lse - g_logprob)[:, None])
         dz.scatter_add_(-1, target[:, None], g_logprob[:, None])
         return dz.to(logits.dtype), None, None
 
@@ -97,7 +96,7 @@ def _columns(hidden: Tensor, batch: Batch, wants: Wants, logits: Callable[[Tenso
         ids = batch.distil.ids[index]
         return logprob, entropy, lse, logp if ids.stride(0) == 0 and ids.shape == z.shape else logp.gather(-1, ids)
 
-    parts = in_chunks(rows, chunk, hidden[at - 1], at)
+    parts = in_chunks(rows, chunk, hidden.index_select(0, at - 1), at)
     found = {}
     for k, name in enumerate(("logprob", "entropy", "lse", "top")):
         if name in wants:
@@ -132,3 +131,7 @@ def restrict(logits: Tensor, kept: Tensor) -> Tensor:
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

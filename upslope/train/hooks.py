@@ -1,4 +1,4 @@
-"""What happens around optimizer steps besides the step itself: emulated formats, QK-Clip, moving averages."""
+"""What happens around optimizer steps besides the step itself: narrow formats, QK-Clip, moving averages."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class _Plain:
 
 
 class Emulation(_Plain):
-    """Linear maps of the model compute in an emulated narrow format; its random bits depend on the step alone."""
+    """Linear maps of the model compute in a narrow format, emulated where there are no kernels; random bits depend on the step alone."""
 
     def __init__(self, model: nn.Module, config: Emulated) -> None:
         self.converted = convert(model, config)

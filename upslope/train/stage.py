@@ -37,11 +37,11 @@ class Training(Stage):
     save_seconds: between saves for resuming; log_every: steps between metrics; observers: read the model as it trains.
     only: patterns of the names of the parameters that are trained ("*.indexer.*"); none = all. adapter: trained in place of the
     weights, which freeze; the checkpoint is the merged model, with the adapters beside it in `adapter/`.
-    precision: emulated narrow formats, or another way to say `numerics`, which it overrides. qk_clip: bounds attention logits. ema: decay
-    of a moving average of the weights, which the checkpoint then holds. skip: what to do about spikes of loss or gradient norm; None = make
-    every finite step. checks: against silent data corruption. stop_if: rules that end the stage without a result, such as
-    "loss > 2 x best for 200 steps". deterministic: only kernels that give the same bits every time (GPU; a CPU's do). mesh: the ranks that
-    share each step. recompute: blocks whose intermediate results are computed again in the backward pass.
+    precision: narrow formats, emulated where the device has no kernels, or another way to say `numerics`, which it overrides. qk_clip:
+    bounds attention logits. ema: decay of a moving average of the weights, which the checkpoint then holds. skip: what to do about spikes
+    of loss or gradient norm; None = make every finite step. checks: against silent data corruption. stop_if: rules that end the stage
+    without a result, such as "loss > 2 x best for 200 steps". deterministic: only kernels that give the same bits every time (GPU; a CPU's
+    do). mesh: the ranks that share each step. recompute: blocks whose intermediate results are computed again in the backward pass.
     """
 
     makes: ClassVar[str] = "Checkpoint"
@@ -177,7 +177,7 @@ class Training(Stage):
             )
         trainer.finish()
         if self.precision is not None:
-            ctx.fact(precision=self.precision.kind if self.precision.kind == "plain" else f"{self.precision.kind}, emulated")
+            ctx.fact(precision=_computed(self.precision, trainer.model))
         passes = 3 if adapted(trainer.model) is None else 2  # weights that are frozen get no gradient
         flops = passes * trainer.config.flops(length) * history.tokens
         ctx.fact(**history.facts(), parameters=trained, flops=flops)
@@ -189,6 +189,14 @@ class Training(Stage):
         if self.length.unit == "ep":
             return max(1, round(self.length.amount * examples / per_step)) if self.length.amount else 0
         return self.length.steps(per, tokens_per_epoch=tokens, params=parameters)
+
+
+def _computed(precision: Precision, model: Transformer) -> str:
+    """What the products of a model were computed in, and how."""
+    from upslope.precision.config import Plain
+    from upslope.precision.products import described
+
+    return precision.kind if isinstance(precision, Plain) else described(precision, next(model.parameters()).device)
 
 
 def freeze(model: Transformer, only: tuple[str, ...]) -> None:
