@@ -17,7 +17,7 @@ from upslope.recipes.labs import PRESETS, get
 from upslope.recipes.scale import scale
 from upslope.train.init import Scratch
 
-QUICK = ("glm_52", "nemotron3_nano")
+QUICK = ("nemotron3_nano",)
 """Between them: latent attention, an indexer shared by layers, MTP, Mamba-2, mixtures of both kinds of expert."""
 LEARNT = {"keepers": "nothing to keep", "pairs": "no pair", "reward_model": "no pair", "preference": "no pair"}
 """Stages that need right answers, which a model of this budget need not give: they may end with that reason."""

@@ -151,7 +151,7 @@ def test_finetune_on_the_exported_model(done: Home, tmp_path: Path) -> None:
     done.upslope("export", "finetune-1", str(tmp_path / "mine"), "--verify")
 
 
-@pytest.mark.parametrize("name", ["r1_micro", "tulu3_micro"])
+@pytest.mark.parametrize("name", [pytest.param("r1_micro", marks=pytest.mark.slow), "tulu3_micro"])
 def test_other_orders_run(done: Home, name: str) -> None:
     """Their own stages, on the micro run's data and base."""
     (done.folder / f"{name}.toml").write_text(
