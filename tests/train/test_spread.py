@@ -10,17 +10,28 @@ import pytest
 import torch
 
 from tests.parallel.support import on_ranks
+from tests.train.support import batch, only
 from tests.train.test_stages import World, pretrain, sft, world  # noqa: F401
 from upslope.config import Duration, Input, UsageError
 from upslope.machine.context import Context
+from upslope.machine.events import Events, read
 from upslope.machine.stage import Paused
 from upslope.model.checkpoint import Checkpoint
 from upslope.model.config import Normal, dense
+from upslope.model.init import initialise
+from upslope.model.transformer import Transformer
 from upslope.optim.config import AdamW, Muon, QKClip
+from upslope.optim.schedule import Constant
+from upslope.optim.shards import local
 from upslope.parallel.config import Mesh, Recompute
 from upslope.precision.config import Fp8V3
+from upslope.train.batch import Batch
+from upslope.train.fit import fit
 from upslope.train.init import Continue, Scratch
+from upslope.train.integrity import flip
+from upslope.train.losses import Imitate
 from upslope.train.resume import load_optimizer
+from upslope.train.spread import spread, whole_state
 from upslope.train.stage import Training
 
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -134,3 +145,27 @@ def test_recomputing_keeps_the_result(world: World, tmp_path: Path) -> None:  # 
 def test_a_state_of_another_optimizer_is_refused(world: World, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(UsageError, match="names differ"):
         world.run(pretrain(**SHORT, init=Continue(checkpoint=Input(stage="base")), tokenizer=None), tmp_path)
+
+
+def damaged(folder: str, at: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """A fit on two shards, where a bit of rank 1's part flips before step `at` (never, if < 0); its whole state and alarms."""
+    ctx = Context.scratch(Path(folder))
+    ctx.events = Events(Path(folder) / "events" / f"{torch.distributed.get_rank()}.jsonl")
+    trainer = spread(initialise(Transformer(PAIRED.replace(vocab=23)), 0), AdamW(lr=3e-3), Mesh(fsdp=2), None, None, events=ctx.events)
+    flipped: list[int] = []
+
+    def batches(step: int) -> Batch:
+        if step == at and not flipped and trainer.ranks.rank == 1:
+            flip(local(trainer.trained["blocks.0.ffn.up.weight"]), 3, 7)
+        flipped.extend([step] if step == at else [])
+        return only(batch((4, 6, 5, 3), seed=step, dtype=torch.float32), "imitate")
+
+    fit(trainer, batches, Imitate(), Constant(), 6, ctx, save_seconds=0.0)
+    return whole_state(trainer), [e["what"] for e in read(ctx.events.file.parent) if e["kind"] == "alarm"]  # type: ignore[union-attr]
+
+
+def test_damage_on_one_rank_takes_all_of_them_back(tmp_path: Path) -> None:
+    want, none = on_ranks(2, damaged, tmp_path / "r1", str(tmp_path / "whole"), -1)[0]
+    got, alarms = on_ranks(2, damaged, tmp_path / "r2", str(tmp_path / "hit"), 4)[0]
+    assert none == [] and alarms.count("state was damaged: back to the last saved one") == 2
+    assert want.keys() == got.keys() and all(torch.equal(want[n], got[n]) for n in want)

@@ -127,7 +127,7 @@ def fit(
                     if run.done % observer.every == 0 or run.done == steps:
                         with ctx.events.state("evaluate"), run.timed("observers"):
                             observe(observer, run.done, trainer, batch, ctx)
-                measured = {**run.series, "tokens": [float(run.seen)], "hours": [(now - began) / 3600]}
+                measured = {**run.series, "tokens": [float(run.seen)], "hours": [(now - began) / 3600]} if stop_if else {}
                 for rule in stop_if:
                     if why := rule.fires(measured):
                         run.save(wait=True)
@@ -178,10 +178,16 @@ class _Fit:
                 self.ctx.events.emit("note", text=f"resumed after step {self.done}")
 
     def verify(self) -> None:
-        """Raises Corrupted where the state is not what the last step left."""
+        """Raises Corrupted, on every rank, where the state of any is not what the last step left."""
         if self.integrity is not None and self.done % self.checks.digests == 0:
+            damage = None
             with self.timed("verify"):
-                self.integrity.before(self.done, self.trainer.state())
+                try:
+                    self.integrity.before(self.done, self.trainer.state())
+                except Corrupted as error:
+                    damage = error
+            if any(self.trainer.ranks.together(int(damage is not None))):
+                raise damage or Corrupted(f"the state of another rank changed after step {self.done}")
         if self.checks.copies and self.done and self.done % self.checks.copies == 0 and self.trainer.ranks.world > 1:
             with self.timed("verify"):
                 wrong = self.trainer.ranks.copies(self.trainer.state())

@@ -149,7 +149,8 @@ def _write_whole(out: Path, trainer: Trainer, tokenizer: Tokenizer) -> Checkpoin
     from upslope.model.heads import ScalarHead
     from upslope.model.transformer import Transformer
     from upslope.train.resume import save_optimizer
-    from upslope.train.spread import under, whole_state
+    from upslope.train.spread import whole_state
+    from upslope.train.trainer import under
 
     state = whole_state(trainer)
     if trainer.ranks.rank:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,8 +54,3 @@ def whole_state(trainer: Trainer) -> dict[str, Tensor]:
         name: torch.cat([p.data for p in sorted(some, key=lambda p: p.start)]) if some[0].shape else some[0].data
         for name, some in parts.items()
     }
-
-
-def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

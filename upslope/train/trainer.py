@@ -38,6 +38,11 @@ Judge = Callable[[float, float], str]
 """Whether a step with this loss and gradient norm is made: "" to make it, else why not."""
 
 
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
 class Trainer:
     """A model and its optimizer.
 
@@ -146,19 +151,15 @@ class Trainer:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restores `state()` to the bit."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-        self.model.load_state_dict(under("model."))
+        self.model.load_state_dict(under(state, "model."))
         if self.scalar is not None:
-            self.scalar.load_state_dict(under("scalar."))
-        self.optimizer.load(under("optim."))
+            self.scalar.load_state_dict(under(state, "scalar."))
+        self.optimizer.load(under(state, "optim."))
         for i, hook in enumerate(self.hooks):
-            hook.load(under(f"hook.{i}."))
+            hook.load(under(state, f"hook.{i}."))
         if self.scale is not None:
-            self.scale.load(under("scale."))
-        counts = under("trainer.")
+            self.scale.load(under(state, "scale."))
+        counts = under(state, "trainer.")
         self.steps, self.refused, self.in_a_row = (int(counts[n]) for n in ("steps", "refused", "in_a_row"))
 
     def finish(self) -> None:
