@@ -9,25 +9,10 @@ slow ones too). Absolute figures do not travel between machines; run it on a qui
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-HERE = Path(__file__).resolve().parent
-
-
-class Run(NamedTuple):
-    """Arguments of a benchmark: when there is time, and when there is not."""
-
-    full: tuple[str, ...] = ()
-    quick: tuple[str, ...] = ("--quick",)
-
+from bars import Measured, Row, Run, main
 
 RUNS = {
     "extraction": Run(quick=("--only", "pages,speed", "--rounds", "2")),
@@ -48,22 +33,6 @@ PROOFS = {
     "shapes of training rows, broken ones": ("recognised; line, key, mend", "tests/data/test_check.py"),
     "the verbs": ("true, and the same with --json", "tests/faces/test_data_verbs.py"),
 }
-
-
-class Measured(NamedTuple):
-    """text: as shown. good: whether it is what was asked; None where nothing certain was asked."""
-
-    text: str
-    good: bool | None = None
-
-
-class Row(NamedTuple):
-    """A bar: what, the benchmark that knows, what is asked, and how it reads in that benchmark's JSON."""
-
-    what: str
-    benchmark: str
-    asked: str
-    read: Callable[[Any], Measured]
 
 
 def least(value: float, bar: float, digits: int = 2, unit: str = "") -> Measured:
@@ -198,65 +167,5 @@ ROWS = (
 )  # fmt: skip
 
 
-def measure(name: str, quick: bool) -> tuple[Any, str]:
-    """(the JSON of a benchmark, or None; why there is none)."""
-    arguments = RUNS[name].quick if quick else RUNS[name].full
-    command = [sys.executable, str(HERE / f"data_{name}.py"), *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
-    try:
-        if done.returncode == 0:
-            return json.loads(done.stdout), ""
-    except json.JSONDecodeError:
-        pass
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return None, f"exit code {done.returncode}: {said[-1] if said else 'it printed no JSON'}"
-
-
-def prove(file: str, quick: bool) -> Measured:
-    """Whether the tests of a file pass."""
-    chosen = [] if quick else ["-m", "slow or not slow"]
-    began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen, file]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
-    return Measured(f"{'pass' if done.returncode == 0 else 'FAIL'} in {time.monotonic() - began:.0f} s", done.returncode == 0)
-
-
-def main() -> None:
-    """Runs them one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help=f"some of {', '.join(RUNS)}; default: all")
-    parser.add_argument("--proofs", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    names = args.only.split(",") if args.only else list(RUNS)
-    if unknown := [n for n in names if n not in RUNS]:
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(RUNS)}")
-    table: list[dict[str, Any]] = []
-    raw: dict[str, Any] = {}
-    for name in names:
-        raw[name], trouble = measure(name, args.quick)
-        for row in (r for r in ROWS if r.benchmark == name):
-            try:
-                found = Measured(f"not measured ({trouble})", False) if trouble else row.read(raw[name])
-            except (KeyError, StopIteration, IndexError) as e:
-                found = Measured(f"not measured: nothing under {e}")
-            table.append({"what": row.what, "asked": row.asked, "measured": found.text, "good": found.good})
-            show(table[-1], args.json)
-    for what, (asked, file) in PROOFS.items() if args.proofs else ():
-        found = prove(file, args.quick)
-        table.append({"what": what, "asked": asked, "measured": f"{found.text}: {file}", "good": found.good})
-        show(table[-1], args.json)
-    if args.json:
-        print(json.dumps({"quick": args.quick, "load": os.getloadavg()[0], "table": table, "benchmarks": raw}, indent=1))
-
-
-def show(row: dict[str, Any], quiet: bool) -> None:
-    """Prints a row as soon as it is known."""
-    if not quiet:
-        mark = {True: "+", False: "-", None: " "}[row["good"]]
-        print(f"{mark} {row['what']:32} {row['asked']:44} {row['measured']}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, "data", RUNS, ROWS, PROOFS)

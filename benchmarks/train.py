@@ -10,30 +10,15 @@ between machines; run it on a quiet one. GPU: `gpu_train.py`.
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from bars import Measured, Row, Run, main
 from train_data import card
 
-HERE = Path(__file__).resolve().parent
-
-
-class Run(NamedTuple):
-    """Arguments of a benchmark: when there is time, and when there is not."""
-
-    full: tuple[str, ...] = ()
-    quick: tuple[str, ...] = ()
-
-
 RUNS = {
-    "invariance": Run(),
-    "learning": Run(quick=("--scale", "0.1")),
+    "invariance": Run(quick=()),
+    "learning": Run(quick=("--scale", "0.1"), stored=True),
     "flips": Run(quick=("--trials", "40", "--clean", "200")),
     "faults": Run(quick=("--kills", "3")),
     "speed": Run(quick=("--only", "1M", "--repeats", "2", "--seconds", "4", "--least", "20")),
@@ -47,22 +32,6 @@ PROOFS = {
     "out of memory": ("same result", "tests/train/test_oom.py"),
     "invariances": ("<= 1e-10", "tests/train/test_invariance.py"),
 }
-
-
-class Measured(NamedTuple):
-    """text: as shown. good: whether it is what was asked; None where nothing certain was asked."""
-
-    text: str
-    good: bool | None = None
-
-
-class Row(NamedTuple):
-    """A bar: what, the benchmark that knows, what is asked, and how it reads in that benchmark's JSON."""
-
-    what: str
-    benchmark: str
-    asked: str
-    read: Callable[[Any], Measured]
 
 
 def invariance(d: Any) -> Measured:
@@ -186,70 +155,5 @@ ROWS = (
 )
 
 
-def measure(name: str, quick: bool, more: tuple[str, ...]) -> tuple[Any, str]:
-    """(the JSON of a benchmark, or None; why there is none)."""
-    arguments = RUNS[name].quick if quick else RUNS[name].full
-    command = [sys.executable, str(HERE / f"train_{name}.py"), *arguments, *more, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
-    try:
-        if done.returncode == 0:
-            return json.loads(done.stdout), ""
-    except json.JSONDecodeError:
-        pass
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return None, f"exit code {done.returncode}: {said[-1] if said else 'it printed no JSON'}"
-
-
-def prove(place: str, quick: bool) -> Measured:
-    """Whether the tests of a file or folder pass."""
-    chosen = [] if quick else ["-m", "slow or not slow"]
-    began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen, place]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE.parent)
-    return Measured(f"{'pass' if done.returncode == 0 else 'FAIL'} in {time.monotonic() - began:.0f} s", done.returncode == 0)
-
-
-def main() -> None:
-    """Runs them one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default="", help=f"some of {', '.join(RUNS)}; default: all")
-    parser.add_argument("--proofs", action="store_true")
-    parser.add_argument("--store", type=Path)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    names = args.only.split(",") if args.only else list(RUNS)
-    if unknown := [n for n in names if n not in RUNS]:
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(RUNS)}")
-    about = card()
-    if not args.json:
-        print(about)
-    table: list[dict[str, Any]] = []
-    raw: dict[str, Any] = {}
-    for name in names:
-        more = ("--store", str(args.store.resolve())) if name == "learning" and args.store is not None else ()
-        raw[name], trouble = measure(name, args.quick, more)
-        for row in (r for r in ROWS if r.benchmark == name):
-            try:
-                found = Measured(f"not measured ({trouble})", False) if trouble else row.read(raw[name])
-            except (KeyError, StopIteration, IndexError) as e:
-                found = Measured(f"not measured: nothing under {e}")
-            table.append({"what": row.what, "asked": row.asked, "measured": found.text, "good": found.good})
-            show(table[-1], args.json)
-    for what, (asked, place) in PROOFS.items() if args.proofs else ():
-        found = prove(place, args.quick)
-        table.append({"what": what, "asked": asked, "measured": f"{found.text}: {place}", "good": found.good})
-        show(table[-1], args.json)
-    if args.json:
-        print(json.dumps({"quick": args.quick, "card": about, "table": table, "benchmarks": raw}, indent=1))
-
-
-def show(row: dict[str, Any], quiet: bool) -> None:
-    """Prints a row as soon as it is known."""
-    if not quiet:
-        mark = {True: "+", False: "-", None: " "}[row["good"]]
-        print(f"{mark} {row['what']:36} {row['asked']:32} {row['measured']}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, "train", RUNS, ROWS, PROOFS, card())
