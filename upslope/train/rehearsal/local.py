@@ -164,9 +164,9 @@ def before(trainer: Any, optim: AdamW | Muon, tokens: int, length: int, mesh: Me
     )
     held = float(sum(t.nbytes for t in (*own.values(), *trainer.optimizer.state().values())))
     room = available(next(iter(own.values())).device.type) if free is None else free
-    if error := too_little_memory(trainer.model.config, settings, mesh, room, held):
+    if error := too_little_memory(trainer.config, settings, mesh, room, held):
         raise error
-    return tight(trainer.model.config, settings, mesh, room, held)
+    return tight(trainer.config, settings, mesh, room, held)
 
 
 def _smaller(model: ModelConfig, s: Settings, mesh: Mesh, free: float) -> int:
